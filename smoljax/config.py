@@ -1,0 +1,171 @@
+"""The architecture of a SmolVLM as frozen dataclasses.
+
+Nothing that changes the maths has a default here: a preset (`smoljax.presets`) or a checkpoint's own
+`config.json` (`smoljax.convert.hf_config`) names every value. How the model is executed, without changing
+what it computes, is a `ComputeConfig` of its own.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from smoljax.errors import SmoljaxError
+
+PositionIds = Literal["arange", "bucket", "hf_4_55"]
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How a part is executed. None of these changes the function beyond rounding.
+
+    Attributes:
+      dtype: dtype of activations and of the weights at use ("float32", "bfloat16"). Norm statistics,
+        softmax, RoPE tables, vision position ids and logits are float32 whatever this says.
+      scan_layers: one `lax.scan` over stacked layer parameters instead of one copy of the code a layer:
+        compiles faster; `smoljax.nn.stacking` converts parameters between the two layouts.
+      remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the results of
+        matrix products only, "full" keeps only each layer's input.
+    """
+
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        """Raises SmoljaxError for an unknown remat policy."""
+        if self.remat not in get_args(Remat):
+            raise SmoljaxError(f"remat is {self.remat!r}; it must be one of {', '.join(get_args(Remat))}")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP patch encoder (reference classes: `SmolVLMVisionTransformer`, `Idefics3VisionTransformer`)."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    layer_norm_eps: float
+    num_channels: int = 3
+    position_ids: PositionIds = "arange"
+
+    def __post_init__(self) -> None:
+        """Raises SmoljaxError where the sizes do not fit together."""
+        if self.hidden_size % self.num_heads:
+            raise SmoljaxError(f"vision hidden_size {self.hidden_size} is no multiple of {self.num_heads} heads")
+        if self.position_ids not in get_args(PositionIds):
+            raise SmoljaxError(f"position_ids is {self.position_ids!r}; known: {', '.join(get_args(PositionIds))}")
+
+    @property
+    def head_dim(self) -> int:
+        """H, the width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile; pixels that do not fill a patch are dropped."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """P, the patches of one tile."""
+        return self.grid**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Llama-style decoder (reference class: `LlamaModel`); SmolLM2 in every released SmolVLM."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float
+    rms_norm_eps: float
+    max_positions: int
+
+    def __post_init__(self) -> None:
+        """Raises SmoljaxError where the sizes do not fit together."""
+        if self.num_heads % self.num_kv_heads:
+            raise SmoljaxError(f"{self.num_heads} query heads do not share {self.num_kv_heads} key-value heads evenly")
+        if self.head_dim % 2:
+            raise SmoljaxError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
+
+
+@dataclass(frozen=True)
+class SmolVLMConfig:
+    """The whole model. `vision is None` is a text-only model (SmolLM2).
+
+    Attributes:
+      scale_factor: pixel shuffle: scale_factor² patches become one image token. None for text only.
+      image_token_id: the id in `input_ids` that image features replace. None for text only.
+      tie_embeddings: logits come from the word table itself instead of a head of its own.
+      model_type: the reference's name of the family, written back by the converter.
+    """
+
+    vision: VisionConfig | None
+    text: TextConfig
+    scale_factor: int | None
+    image_token_id: int | None
+    tie_embeddings: bool
+    model_type: Literal["smolvlm", "idefics3", "llama"]
+    compute: ComputeConfig = ComputeConfig()
+
+    def __post_init__(self) -> None:
+        """Raises SmoljaxError where the parts do not fit together."""
+        if self.vision is None:
+            if self.scale_factor is not None or self.image_token_id is not None:
+                raise SmoljaxError("a text-only model (vision=None) has no scale_factor and no image_token_id")
+            return
+        if self.scale_factor is None or self.image_token_id is None:
+            raise SmoljaxError("a model with a vision part needs scale_factor and image_token_id")
+        if self.vision.grid % self.scale_factor:
+            raise SmoljaxError(
+                f"pixel shuffle by {self.scale_factor} does not divide the {self.vision.grid}×{self.vision.grid} patch grid"
+            )
+
+    @property
+    def image_seq_len(self) -> int:
+        """Image tokens of one tile (64 for the small models, 81 for 2.2B); 0 for text only."""
+        if self.vision is None or self.scale_factor is None:
+            return 0
+        return self.vision.num_patches // self.scale_factor**2
+
+    def with_compute(self, **changes: Any) -> "SmolVLMConfig":
+        """The same model executed otherwise: `config.with_compute(scan_layers=True)`."""
+        return dataclasses.replace(self, compute=dataclasses.replace(self.compute, **changes))
+
+
+def to_dict(config: SmolVLMConfig) -> dict[str, Any]:
+    """A JSON-ready nested dict; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict[str, Any]) -> SmolVLMConfig:
+    """The inverse of `to_dict`.
+
+    Raises:
+      SmoljaxError: a key is unknown or missing.
+    """
+    data = dict(data)
+    if data.get("vision") is not None:
+        data["vision"] = _build(VisionConfig, data["vision"], "vision")
+    data["text"] = _build(TextConfig, data.get("text", {}), "text")
+    data["compute"] = _build(ComputeConfig, data.get("compute", {}), "compute")
+    return _build(SmolVLMConfig, data, "model")
+
+
+def _build(cls: type[Any], data: dict[str, Any], where: str) -> Any:
+    names = {f.name for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - names):
+        raise SmoljaxError(f"unknown {where} config key(s): {', '.join(unknown)}")
+    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(data)):
+        raise SmoljaxError(f"missing {where} config key(s): {', '.join(missing)}")
+    return cls(**data)

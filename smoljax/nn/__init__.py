@@ -1,0 +1,1 @@
+"""Flax Linen modules, each usable alone: see docs/importing.md."""

@@ -1,0 +1,156 @@
+"""The whole model: patch encoder → connector → shared embedding space → decoder → logits."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from smoljax.config import SmolVLMConfig
+from smoljax.nn.cache import KVCache
+from smoljax.nn.connector import Connector
+from smoljax.nn.decoder import Decoder
+from smoljax.nn.embedding import SharedEmbedding
+from smoljax.nn.patch_encoder import PatchEncoder
+from smoljax.ops.patches import patch_mask
+
+CAPTURES = (
+    "embeddings",
+    "image_features",
+    "hidden_states",
+    "attention",
+    "vision_hidden_states",
+    "vision_attention",
+)
+
+
+@flax.struct.dataclass
+class Output:
+    """What a call returns.
+
+    Attributes:
+      logits: [B, T, V] float32; [B, 1, V] with logits="last", None with logits="none".
+      hidden: [B, T, D], after the final norm.
+      cache: the updated key-value cache, None without one.
+      captured: the intermediates named in `capture`.
+    """
+
+    logits: Float[Array, "B _ V"] | None
+    hidden: Float[Array, "B T D"]
+    cache: KVCache | None
+    captured: dict[str, Any]
+
+
+class SmolVLM(nn.Module):
+    """SmolVLM and SmolLM2 (reference: `SmolVLMForConditionalGeneration`; arXiv 2504.05299).
+
+    Attributes:
+      config: the architecture; `config.vision is None` is a text-only model.
+      capture: names of intermediates to return in `Output.captured`:
+        "embeddings" [B, T, D] (merged input of the decoder), "image_features" [B, I, Q, D],
+        "hidden_states" [L, B, T, D], "attention" [L, B, N, T, S],
+        "vision_hidden_states" [Lv, B·I, P, E], "vision_attention" [Lv, B·I, Nv, P, P].
+    """
+
+    config: SmolVLMConfig
+    capture: tuple[str, ...] = ()
+
+    def setup(self) -> None:
+        """Builds the parts; raises ValueError for an unknown name in `capture`."""
+        cfg = self.config
+        if unknown := sorted(set(self.capture) - set(CAPTURES)):
+            raise ValueError(f"cannot capture {', '.join(unknown)}; known: {', '.join(CAPTURES)}")
+        own = tuple(name for name in self.capture if name in ("hidden_states", "attention"))
+        self.embedding = SharedEmbedding(
+            cfg.text.vocab_size, cfg.text.hidden_size, cfg.tie_embeddings, cfg.image_token_id, cfg.compute.dtype
+        )
+        self.decoder = Decoder(cfg.text, cfg.compute, own)
+        if cfg.vision is not None and cfg.scale_factor is not None:
+            seen = tuple(name.removeprefix("vision_") for name in self.capture if name.startswith("vision_"))
+            self.vision = PatchEncoder(cfg.vision, cfg.compute, seen)
+            self.connector = Connector(cfg.text.hidden_size, cfg.scale_factor, cfg.compute.dtype)
+
+    def encode_images(
+        self,
+        pixel_values: Float[Array, "*B C h w"],
+        pixel_attention_mask: Bool[Array, "*B h w"] | None = None,
+    ) -> tuple[Float[Array, "*B Q D"], dict[str, Array]]:
+        """Tiles → image tokens in the decoder's space, and the encoder's captured intermediates."""
+        if self.config.vision is None:
+            raise ValueError("this model is text only: it has no patch encoder")
+        *batch, C, h, w = pixel_values.shape
+        mask = None
+        if pixel_attention_mask is not None:
+            mask = patch_mask(pixel_attention_mask.reshape(-1, h, w), self.config.vision.patch_size)
+        patches, seen = self.vision(pixel_values.reshape(-1, C, h, w), mask)
+        features = self.connector(patches)
+        return features.reshape(*batch, *features.shape[1:]), seen
+
+    def embed(
+        self,
+        input_ids: Int[Array, "B T"],
+        image_features: Float[Array, "B I Q D"] | None = None,
+        tile_mask: Bool[Array, "B I"] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Words and image tokens of a row in one sequence of vectors."""
+        return self.embedding(input_ids, image_features, tile_mask)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of every word, float32."""
+        return self.embedding.logits(hidden)
+
+    def __call__(
+        self,
+        batch: Mapping[str, Any],
+        cache: KVCache | None = None,
+        logits: Literal["all", "last", "none"] = "all",
+    ) -> Output:
+        """One forward pass.
+
+        Args:
+          batch: `input_ids` [B, T]; and where they apply `attention_mask` [B, T], `pixel_values`
+            [B, I, C, h, w], `tile_mask` [B, I], `pixel_attention_mask` [B, I, h, w], `image_features`
+            [B, I, Q, D] (encoded before, in place of pixels), `positions` [B, T], `segment_ids` [B, T].
+          cache: keys and values of the tokens before these.
+          logits: at every position, at the last one only, or not at all (for a chunked loss).
+
+        Returns:
+          See `Output`.
+        """
+        seen: dict[str, Array] = {}
+        features = batch.get("image_features")
+        if features is None and batch.get("pixel_values") is not None:
+            features, seen = self.encode_images(batch["pixel_values"], batch.get("pixel_attention_mask"))
+        x = self.embed(batch["input_ids"], features, batch.get("tile_mask"))
+        hidden, cache, found = self.decoder(
+            x, batch.get("attention_mask"), batch.get("positions"), batch.get("segment_ids"), cache
+        )
+        found |= {f"vision_{key}": value for key, value in seen.items()}
+        found |= {"embeddings": x, "image_features": features}
+        scores = None
+        if logits != "none":
+            scores = self.logits(hidden if logits == "all" else hidden[:, -1:])
+        return Output(scores, hidden, cache, {key: found[key] for key in self.capture if key in found})
+
+
+def init_params(config: SmolVLMConfig, key: Array) -> dict[str, Any]:
+    """Fresh float32 parameters, a plain nested dict (paths: docs/architecture.md)."""
+    batch: dict[str, Array] = {"input_ids": jnp.zeros((1, 1), jnp.int32)}
+    if config.vision is not None:
+        side = config.vision.image_size
+        batch["pixel_values"] = jnp.zeros((1, 1, config.vision.num_channels, side, side), jnp.float32)
+    return SmolVLM(config).init(key, batch, logits="last")["params"]
+
+
+def abstract_params(config: SmolVLMConfig) -> dict[str, Any]:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s, without allocating anything."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def count_params(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tensors and how many numbers a parameter tree holds."""
+    leaves = jax.tree.leaves(params)
+    return len(leaves), sum(leaf.size for leaf in leaves)

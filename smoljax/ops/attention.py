@@ -1,0 +1,64 @@
+"""Scaled dot-product attention with shared key-value heads, and the masks that it takes."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B #T S"] | None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T S"]]:
+    """softmax(q·kᵀ / sqrt(H))·v and the attention weights.
+
+    N = K·G query heads share K key-value heads (GQA, Ainslie et al. 2023; G = 1 is plain multi-head), head n
+    reading key-value head n // G, as `repeat_kv` does in the reference. Scores and softmax are float32.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      mask: True where a query may look; None lets every query see every key. A query that may see nothing
+        (padding) gets the mean of all values, a finite number that nobody reads.
+
+    Returns:
+      The mixed values and the weights, both in the dtype of `q`.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    grouped = q.reshape(B, T, K, N // K, H)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * H**-0.5
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+    return mixed.reshape(B, T, N, H), weights.reshape(B, N, T, -1)
+
+
+def causal_mask(
+    valid: Bool[Array, "B S"],
+    query_slots: Int[Array, "#B T"],
+    segment_ids: Int[Array, "B S"] | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+) -> Bool[Array, "B T S"]:
+    """Which keys each query may see: real ones, at or before its own slot, of its own segment.
+
+    Args:
+      valid: False for padding keys.
+      query_slots: the slot of each query among the S key slots.
+      segment_ids: sample number of each key in a packed row; None if rows are not packed.
+      query_segments: the same for the queries; defaults to `segment_ids` where T == S.
+    """
+    slots = jnp.arange(valid.shape[1])
+    mask = (slots[None, None, :] <= query_slots[:, :, None]) & valid[:, None, :]
+    if segment_ids is not None:
+        queries = segment_ids if query_segments is None else query_segments
+        mask &= queries[:, :, None] == segment_ids[:, None, :]
+    return mask
+
+
+def positions_from_mask(attention_mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Position of every token in its row, counting real tokens only; padding gets 0."""
+    return jnp.maximum(jnp.cumsum(attention_mask.astype(jnp.int32), axis=-1) - 1, 0)
