@@ -1,0 +1,203 @@
+"""The native folder: what `smoljax convert` writes and loads in about a second.
+
+smoljax.json      format and converter version, config, layout, dtype, counts, files with their sizes
+params/           the weights, saved by Orbax (OCDBT, uncompressed; layers stacked)
+processor/        the small files of the original, verbatim
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import smoljax
+from smoljax.config import SmolVLMConfig, from_dict, to_dict
+from smoljax.convert import names
+from smoljax.convert.checkpoint import Checkpoint, iterate_leaves, set_leaf
+from smoljax.convert.hf import check_dtype, checked_leaves, json_bytes
+from smoljax.convert.tensor_files import cast, read_json
+from smoljax.convert.write_aside import write_aside
+from smoljax.errors import SmoljaxError
+from smoljax.nn.stacking import stack_layers, unstack_layers
+
+FORMAT_VERSION = 1
+METADATA_FILE = "smoljax.json"
+PARAMS_FOLDER = "params"
+FILES_FOLDER = "processor"
+
+
+def save_native(
+    checkpoint: Checkpoint, folder: str | Path, dtype: str | None = None, *, scan_layers: bool = True
+) -> int:
+    """Writes a native folder, whole or not at all.
+
+    Args:
+      checkpoint: params in any layout, NumPy or jax arrays.
+      folder: must not exist, or be empty.
+      dtype: what to store; None keeps each array's own.
+      scan_layers: stack the layers on disk (fewer, larger arrays: faster to read). Either layout loads.
+
+    Returns:
+      Bytes of weights.
+
+    Raises:
+      SmoljaxError: params that do not fit the config, NaN or infinite weights, a destination that is not
+        empty. Nothing is written then.
+    """
+    check_dtype(dtype)
+    entries = names.expand(checkpoint.config)
+    leaves = checked_leaves(checkpoint, entries)
+    params: dict[str, Any] = {}
+    for entry in entries:
+        set_leaf(params, entry.ours, cast(np.asarray(leaves[entry.ours]), dtype))
+    tree = stack_layers(params) if scan_layers else params
+    written = Checkpoint(checkpoint.config, params)
+    with write_aside(Path(folder)) as scratch:
+        (scratch / FILES_FOLDER).mkdir()
+        for name, content in checkpoint.files.items():
+            (scratch / FILES_FOLDER / name).write_bytes(content)
+        with _quiet():
+            _checkpointer().save(scratch / PARAMS_FOLDER, args=_args().PyTreeSave(tree))
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "smoljax_version": smoljax.__version__,
+            "config": to_dict(checkpoint.config),
+            "layout": {"scan_layers": scan_layers},
+            "dtype": written.dtype,
+            "tensors": written.num_tensors,
+            "parameters": written.num_parameters,
+            "bytes": written.num_bytes,
+            "source": checkpoint.source,
+            "notes": list(checkpoint.notes),
+            "files": _sizes(scratch),
+        }
+        (scratch / METADATA_FILE).write_bytes(json_bytes(metadata))
+    return written.num_bytes
+
+
+def load_native(folder: str | Path, dtype: str | None = None) -> Checkpoint:
+    """Reads a native folder of either layout.
+
+    Args:
+      folder: what `save_native` wrote.
+      dtype: "float32" or "bfloat16" casts; None keeps what is stored.
+
+    Raises:
+      SmoljaxError: no native folder, a format version this release does not know, or anything in it that is
+        missing, cut short or does not fit.
+    """
+    check_dtype(dtype)
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    config = _config(folder, metadata)
+    for name, size in metadata["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
+            raise SmoljaxError(f"{folder}: damaged: {name} {found}, must have {size}; convert it again")
+    params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"])))
+    if dtype is not None:
+        params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
+    kept = folder / FILES_FOLDER
+    files = {path.name: path.read_bytes() for path in sorted(kept.iterdir())} if kept.is_dir() else {}
+    return Checkpoint(config, params, files, tuple(metadata["notes"]), source=str(folder))
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """`smoljax.json`, checked for its version and keys but not against the weights.
+
+    Raises:
+      SmoljaxError: not there, damaged, or of another format version.
+    """
+    if not (folder / METADATA_FILE).is_file():
+        raise SmoljaxError(f"{folder}: no {METADATA_FILE}, so no native checkpoint")
+    metadata = read_json(folder / METADATA_FILE)
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        raise SmoljaxError(
+            f"{folder}: native format {version!r}, written by smoljax {metadata.get('smoljax_version', '?')};"
+            f" this is smoljax {smoljax.__version__}, which reads format {FORMAT_VERSION}: convert it again"
+        )
+    layout = metadata.get("layout")
+    whole = isinstance(metadata.get("files"), dict) and isinstance(metadata.get("notes"), list)
+    if not whole or not isinstance(metadata.get("config"), dict) or not isinstance(layout, dict):
+        raise SmoljaxError(f"{folder}: damaged: {METADATA_FILE} is incomplete; convert it again")
+    return metadata
+
+
+def _config(folder: Path, metadata: dict[str, Any]) -> SmolVLMConfig:
+    try:
+        return from_dict(metadata["config"])
+    except (SmoljaxError, TypeError, AttributeError) as error:
+        raise SmoljaxError(f"{folder / METADATA_FILE}: {error}") from error
+
+
+def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    wanted: dict[str, Any] = {}
+    for entry in names.expand(config):
+        set_leaf(wanted, entry.ours, jax.ShapeDtypeStruct(entry.our_shape, np.float32))
+    tree = stack_layers(wanted) if scan_layers else wanted
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    try:
+        with _quiet():
+            found = _checkpointer().restore(
+                (folder / PARAMS_FOLDER).absolute(), args=_args().PyTreeRestore(restore_args=restore_args)
+            )
+    except Exception as error:  # Orbax and TensorStore raise many kinds; all mean the same here
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SmoljaxError(f"{folder}: damaged: {PARAMS_FOLDER} cannot be read ({first[:160]})") from error
+    names.check_same(
+        {path: tuple(leaf.shape) for path, leaf in iterate_leaves(tree)},
+        {path: tuple(leaf.shape) for path, leaf in iterate_leaves(found)},
+        str(folder),
+    )
+    return found
+
+
+def _checkpointer() -> Any:
+    """Zarr 3 in OCDBT files, uncompressed: the fastest to read of Orbax's formats."""
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+    )
+
+
+def _args() -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.args
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file under `folder`, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's warnings about its own temporary folders off standard error."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def describe(folder: str | Path) -> str:
+    """One line about a native folder, from its metadata alone."""
+    metadata = read_metadata(Path(folder))
+    return json.dumps({key: metadata[key] for key in ("dtype", "tensors", "parameters", "source")})

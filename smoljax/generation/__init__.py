@@ -1,0 +1,1 @@
+"""From a processed prompt to tokens: shape buckets, prefill, the decode loop, streaming."""

@@ -1,0 +1,141 @@
+"""The three compiled programs of generation, as pure functions of parameters and state."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from smoljax.config import SmolVLMConfig
+from smoljax.nn.cache import KVCache, init_cache
+from smoljax.nn.smolvlm import SmolVLM
+from smoljax.ops import sampling
+
+
+@flax.struct.dataclass
+class Controls:
+    """Sampling values as arrays: changing one does not compile again."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
+    stop_ids: Int[Array, " X"]
+    pad_id: Int[Array, ""]
+    key: Array
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """Everything the loop carries.
+
+    Attributes:
+      cache: keys and values of all tokens fed so far.
+      token: [B], the newest token, not yet fed.
+      tokens: [B, M], what was generated; `pad_id` behind a row's stop token.
+      step: how many tokens a row has.
+      done: [B], rows that have met a stop id.
+      seen: [B, V], tokens of prompt and answer, for the repetition penalty; [B, 0] where none is applied.
+      finite: False once a score of a running row was not a number.
+    """
+
+    cache: KVCache
+    token: Int[Array, " B"]
+    tokens: Int[Array, "B M"]
+    step: Int[Array, ""]
+    done: Bool[Array, " B"]
+    seen: Bool[Array, "B _"]
+    finite: Bool[Array, ""]
+
+
+def encode_tiles(
+    config: SmolVLMConfig,
+    params: Any,
+    pixel_values: Float[Array, "X C h w"],
+    pixel_attention_mask: Bool[Array, "X h w"] | None,
+) -> Float[Array, "X Q D"]:
+    """Image tokens of X tiles."""
+    features, _ = SmolVLM(config).apply(
+        {"params": params}, pixel_values, pixel_attention_mask, method=SmolVLM.encode_images
+    )
+    return features
+
+
+def prefill(
+    config: SmolVLMConfig,
+    sampled: bool,
+    penalised: bool,
+    max_new_tokens: int,
+    params: Any,
+    batch: dict[str, Array],
+    controls: Controls,
+) -> DecodeState:
+    """Reads the prompt [B, T], left-padded, and chooses the first token of every row.
+
+    Logits are computed at the last position only. `sampled`, `penalised` and `max_new_tokens` are static.
+    """
+    B, T = batch["input_ids"].shape
+    cache = init_cache(config.text, config.compute, B, T + max_new_tokens)
+    out = SmolVLM(config).apply({"params": params}, batch, cache, "last")
+    seen = jnp.zeros((B, config.text.vocab_size if penalised else 0), bool)
+    if penalised:
+        rows = jnp.arange(B)[:, None]
+        seen = seen.at[rows, batch["input_ids"]].max(batch["attention_mask"])
+    state = DecodeState(
+        cache=out.cache,
+        token=jnp.zeros((B,), jnp.int32),
+        tokens=jnp.full((B, max_new_tokens), controls.pad_id, jnp.int32),
+        step=jnp.zeros((), jnp.int32),
+        done=jnp.zeros((B,), bool),
+        seen=seen,
+        finite=jnp.ones((), bool),
+    )
+    return _choose(state, out.logits[:, -1], sampled, penalised, controls)
+
+
+def decode(
+    config: SmolVLMConfig,
+    sampled: bool,
+    penalised: bool,
+    params: Any,
+    state: DecodeState,
+    limit: Int[Array, ""],
+    controls: Controls,
+) -> DecodeState:
+    """Generates until every row has stopped or has `limit` tokens; `limit` is an array, so streaming a token
+    at a time and running to the end are the same program."""
+    module = SmolVLM(config)
+
+    def unfinished(state: DecodeState) -> Array:
+        return (state.step < limit) & ~state.done.all()
+
+    def step(state: DecodeState) -> DecodeState:
+        out = module.apply({"params": params}, {"input_ids": state.token[:, None]}, state.cache, "last")
+        return _choose(state.replace(cache=out.cache), out.logits[:, -1], sampled, penalised, controls)
+
+    return jax.lax.while_loop(unfinished, step, state)
+
+
+def _choose(
+    state: DecodeState, logits: Float[Array, "B V"], sampled: bool, penalised: bool, controls: Controls
+) -> DecodeState:
+    rows = jnp.arange(logits.shape[0])
+    finite = jnp.isfinite(jnp.max(logits, axis=-1)) | state.done
+    if penalised:
+        logits = sampling.penalise_repetition(logits, state.seen, controls.repetition_penalty)
+    if sampled:
+        key = jax.random.fold_in(controls.key, state.step)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+        token = sampling.sample(logits, keys, controls.temperature, controls.top_k, controls.top_p)
+    else:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    token = jnp.where(state.done, controls.pad_id, token)
+    return state.replace(
+        token=token,
+        tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
+        step=state.step + 1,
+        done=state.done | jnp.isin(token, controls.stop_ids),
+        seen=state.seen.at[rows, token].set(True) if penalised else state.seen,
+        finite=state.finite & finite.all(),
+    )

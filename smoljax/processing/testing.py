@@ -1,0 +1,140 @@
+"""A whole processor made in memory, for tests here and in other people's code. No download, no files.
+
+It fits `smoljax.presets.tiny()`: tiles of 32 pixels, 4 tokens a tile, fewer than 320 ids, `<image>` is 300.
+"""
+
+import json
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as _Backend
+
+from smoljax.processing.processor import Processor
+from smoljax.processing.tokenizer import (
+    END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    GLOBAL_TOKEN,
+    IM_END,
+    IM_START,
+    IMAGE_TOKEN,
+    Tokenizer,
+)
+
+#: The chat template of the released checkpoints, as data: the prompt format is theirs.
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+_GRID = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
+
+
+def _special_tokens() -> list[str]:
+    # Ids 256 to 301: 256 bytes, 4 tokens, 36 grid places, 3 more, so that <image> lands on 300.
+    spare = "<unused_0>"
+    return [IM_START, IM_END, "<|endoftext|>", GLOBAL_TOKEN, *_GRID, spare, "<unused_1>", "<unused_2>", FAKE_TOKEN]
+
+
+def toy_backend() -> _Backend:
+    """A byte-level BPE without merges: 256 bytes and the special tokens; pre-tokenised as SmolLM2's is."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = _Backend(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokens = [*_special_tokens(), IMAGE_TOKEN, END_OF_UTTERANCE]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    return backend
+
+
+def toy_tokenizer() -> Tokenizer:
+    """A tokenizer of 302 ids with every special token of SmolVLM; `<image>` is 300."""
+    return Tokenizer(toy_backend())
+
+
+def tiny_files(
+    *, tile_size: int = 32, longest_edge: int = 128, image_seq_len: int = 4, video: bool = True, vision: bool = True
+) -> dict[str, bytes]:
+    """The small files of a checkpoint whose processor is `tiny_processor`."""
+    tokens = {
+        "bos_token": IM_START,
+        "eos_token": END_OF_UTTERANCE if vision else IM_END,
+        "pad_token": IM_END,
+        "unk_token": "<|endoftext|>",
+    }
+    backend = toy_backend()
+    files: dict[str, object] = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **tokens,
+        },
+        "special_tokens_map.json": tokens,
+        "generation_config.json": {"eos_token_id": backend.token_to_id(tokens["eos_token"])},
+    }
+    if vision:
+        edge = {"longest_edge": longest_edge}
+        preprocessor = {
+            "do_convert_rgb": True,
+            "do_image_splitting": True,
+            "do_normalize": True,
+            "do_pad": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_processor_type": "SmolVLMImageProcessor" if video else "Idefics3ImageProcessor",
+            "max_image_size": {"longest_edge": tile_size},
+            "resample": 1,
+            "rescale_factor": 1 / 255,
+            "size": edge,
+        }
+        if video:
+            preprocessor["video_sampling"] = {
+                "fps": 1,
+                "max_frames": 64,
+                "video_size": {"longest_edge": tile_size},
+            }
+        name = "SmolVLMProcessor" if video else "Idefics3Processor"
+        files["preprocessor_config.json"] = {**preprocessor, "processor_class": name}
+        files["processor_config.json"] = {"image_seq_len": image_seq_len, "processor_class": name}
+        files["chat_template.json"] = {"chat_template": CHAT_TEMPLATE}
+    else:
+        files["chat_template.json"] = {
+            "chat_template": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+            "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        }
+    return {
+        "tokenizer.json": backend.to_str().encode(),
+        **{name: json.dumps(data, indent=2).encode() for name, data in files.items()},
+    }
+
+
+def tiny_processor(
+    *, tile_size: int = 32, longest_edge: int = 128, image_seq_len: int = 4, video: bool = True, vision: bool = True
+) -> Processor:
+    """A processor that fits `smoljax.presets.tiny()`.
+
+    Args:
+      tile_size: pixels of a tile.
+      longest_edge: pixels of the first resize; 128 gives at most 4 × 4 + 1 tiles.
+      image_seq_len: `<image>` tokens a tile.
+      video: with video settings (1 frame a second, at most 64).
+      vision: False gives a text-only processor with a ChatML template.
+    """
+    return Processor.from_files(
+        tiny_files(
+            tile_size=tile_size,
+            longest_edge=longest_edge,
+            image_seq_len=image_seq_len,
+            video=video,
+            vision=vision,
+        )
+    )

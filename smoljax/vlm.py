@@ -1,0 +1,182 @@
+"""A loaded model: config, module, parameters and processor together, with generation on top."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, Literal, overload
+
+import jax
+import numpy as np
+
+from smoljax.config import SmolVLMConfig
+from smoljax.errors import SmoljaxError
+from smoljax.generation.generator import Generation, Generator, Sampling, Timings
+from smoljax.nn.smolvlm import SmolVLM
+from smoljax.processing.processor import Batch, Processor, Sample
+
+
+@dataclass
+class VLM:
+    """What `smoljax.load` returns.
+
+    Attributes:
+      config: the architecture, and how it is executed.
+      params: a plain nested dict of jax arrays (paths: docs/architecture.md).
+      processor: pictures, prompts and tokens; None where the checkpoint has no tokenizer.
+      name: what it was loaded by.
+      notes: what the reader of the checkpoint had to infer or drop.
+      load_s: wall seconds that loading took.
+    """
+
+    config: SmolVLMConfig
+    params: dict[str, Any]
+    processor: Processor | None
+    name: str = ""
+    notes: tuple[str, ...] = ()
+    load_s: float = 0.0
+    tile_batch: int | None = None
+    _programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def module(self) -> SmolVLM:
+        """The Linen module: `vlm.module.apply({"params": vlm.params}, batch)`."""
+        return SmolVLM(self.config)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The compiled programs, made on first use and kept."""
+        processor = self.require_processor()
+        return Generator(self.config, self.params, processor.stop_ids, processor.pad_id, self.tile_batch)
+
+    def require_processor(self) -> Processor:
+        """The processor; raises SmoljaxError where the checkpoint came without a tokenizer."""
+        if self.processor is None:
+            raise SmoljaxError(
+                f"{self.name}: has no tokenizer.json, so it takes and gives no text; copy it from the checkpoint's "
+                "repository, or call vlm.module with token ids"
+            )
+        return self.processor
+
+    def prepare(self, **sample: Any) -> Batch:
+        """The arrays for one sample; arguments as for `Processor.__call__`."""
+        return self.require_processor()(**sample)
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = ...,
+        images: Sequence[Any] = ...,
+        *,
+        stream: Literal[False] = ...,
+        max_new_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        **sample: Any,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | None = ...,
+        images: Sequence[Any] = ...,
+        *,
+        stream: Literal[True],
+        max_new_tokens: int = ...,
+        sampling: Sampling | None = ...,
+        **sample: Any,
+    ) -> Iterator[str]: ...
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        images: Sequence[Any] = (),
+        *,
+        stream: bool = False,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        **sample: Any,
+    ) -> str | Iterator[str]:
+        """Answers one prompt.
+
+        Args:
+          prompt: what to ask; or give `messages=` or `text=` (see `Processor.__call__`).
+          images: pictures: paths, PIL images or uint8 arrays [h, w, 3].
+          stream: return an iterator over pieces of the answer as they come.
+          max_new_tokens: the longest answer.
+          sampling: greedy by default; `Sampling(temperature=0.7, seed=1)` draws.
+          **sample: `videos`, `longest_edge`, `split`, … of `Processor.__call__`.
+
+        Raises:
+          UsageError: the call does not fit together (no prompt, more `<image>` than pictures, too long).
+          SmoljaxError: a picture is broken.
+        """
+        batch = self.prepare(prompt=prompt, images=list(images) or None, **sample)
+        pieces = self.stream_text(batch, max_new_tokens, sampling)
+        return pieces if stream else "".join(pieces)
+
+    def generate_batch(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Answers several samples at once, left-padded; each row as it would be answered alone.
+
+        `options` are `longest_edge`, `split` and `video_style` of `Processor.batch`.
+        """
+        batch = self.require_processor().batch(samples, **options)
+        rows = self.generator.generate(batch.arrays(), max_new_tokens, sampling)
+        return [self.text_of(row) for row in rows]
+
+    def stream_text(
+        self,
+        batch: Batch,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        timings: Timings | None = None,
+        collected: list[np.ndarray] | None = None,
+    ) -> Iterator[str]:
+        """Yields pieces of text of a one-row batch; appends the raw token chunks to `collected`."""
+        decoder = self.require_processor().tokenizer.incremental()
+        for chunk in self.generator.stream(batch.arrays(), max_new_tokens, sampling, timings=timings):
+            if collected is not None:
+                collected.append(chunk)
+            for token in chunk[0].tolist():
+                if token not in self.generator.stop_ids and (piece := decoder.push(token)):
+                    yield piece
+        if rest := decoder.finish():
+            yield rest
+
+    def text_of(self, generation: Generation) -> str:
+        """The text of generated ids, without the stop token."""
+        ids = [token for token in generation.token_ids if token not in self.generator.stop_ids]
+        return self.require_processor().tokenizer.decode(ids)
+
+    def logits(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Teacher-forced scores [B, T, V] float32 of a processed prompt (`Batch.arrays()`)."""
+        inputs = {key: arrays[key] for key in ("input_ids", "attention_mask") if key in arrays}
+        if "pixel_values" in arrays:
+            inputs["image_features"] = self.generator.encode_images(arrays)
+            inputs["tile_mask"] = arrays["tile_mask"]
+        if "forward" not in self._programs:
+            self._programs["forward"] = jax.jit(partial(_forward, self.config))
+        return np.asarray(self._programs["forward"](self.params, inputs))
+
+
+def _forward(config: SmolVLMConfig, params: Any, inputs: Any) -> jax.Array:
+    logits = SmolVLM(config).apply({"params": params}, inputs).logits
+    assert logits is not None
+    return logits
+
+
+class Stopwatch:
+    """Wall seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
