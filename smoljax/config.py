@@ -55,9 +55,13 @@ class VisionConfig:
     def __post_init__(self) -> None:
         """Raises SmoljaxError where the sizes do not fit together."""
         if self.hidden_size % self.num_heads:
-            raise SmoljaxError(f"vision hidden_size {self.hidden_size} is no multiple of {self.num_heads} heads")
+            raise SmoljaxError(
+                f"vision hidden_size {self.hidden_size} is no multiple of {self.num_heads} heads"
+            )
         if self.position_ids not in get_args(PositionIds):
-            raise SmoljaxError(f"position_ids is {self.position_ids!r}; known: {', '.join(get_args(PositionIds))}")
+            raise SmoljaxError(
+                f"position_ids is {self.position_ids!r}; known: {', '.join(get_args(PositionIds))}"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -93,7 +97,9 @@ class TextConfig:
     def __post_init__(self) -> None:
         """Raises SmoljaxError where the sizes do not fit together."""
         if self.num_heads % self.num_kv_heads:
-            raise SmoljaxError(f"{self.num_heads} query heads do not share {self.num_kv_heads} key-value heads evenly")
+            raise SmoljaxError(
+                f"{self.num_heads} query heads do not share {self.num_kv_heads} key-value heads evenly"
+            )
         if self.head_dim % 2:
             raise SmoljaxError(f"head_dim {self.head_dim} is odd; RoPE rotates pairs")
 
@@ -121,7 +127,9 @@ class SmolVLMConfig:
         """Raises SmoljaxError where the parts do not fit together."""
         if self.vision is None:
             if self.scale_factor is not None or self.image_token_id is not None:
-                raise SmoljaxError("a text-only model (vision=None) has no scale_factor and no image_token_id")
+                raise SmoljaxError(
+                    "a text-only model (vision=None) has no scale_factor and no image_token_id"
+                )
             return
         if self.scale_factor is None or self.image_token_id is None:
             raise SmoljaxError("a model with a vision part needs scale_factor and image_token_id")

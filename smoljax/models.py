@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import hub
-from smoljax.convert.convert import load_checkpoint
+from smoljax.convert import native
+from smoljax.convert.convert import kind_of, load_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.stacking import stack_layers
 from smoljax.paths import compilation_cache
@@ -99,6 +100,23 @@ def load(
         load_s=watch.seconds(),
         tile_batch=tile_batch,
     )
+
+
+def load_processor(model: str | Path) -> Processor:
+    """The processor of a model; no weights are read (for a LoRA folder: its base's are).
+
+    Raises:
+      UsageError: no such model.
+      SmoljaxError: the model has no tokenizer, or its processor files are broken.
+    """
+    path = resolve(model)
+    kind = kind_of(path)
+    if kind == "native":
+        return Processor.from_folder(path / native.FILES_FOLDER)
+    if kind == "hf":
+        return Processor.from_folder(path)
+    checkpoint = load_checkpoint(path)
+    return Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
 
 
 def enable_compilation_cache() -> Path:

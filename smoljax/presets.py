@@ -83,7 +83,12 @@ def _text_1_7b(vocab_size: int, rope_theta: float, max_positions: int) -> TextCo
 
 def _text_only(text: TextConfig) -> SmolVLMConfig:
     return SmolVLMConfig(
-        vision=None, text=text, scale_factor=None, image_token_id=None, tie_embeddings=True, model_type="llama"
+        vision=None,
+        text=text,
+        scale_factor=None,
+        image_token_id=None,
+        tie_embeddings=True,
+        model_type="llama",
     )
 
 

@@ -80,7 +80,12 @@ def cases() -> dict[str, Case]:
         "tiny-text-500": Case(tiny, ((0, 250, 250),)),
         "tiny-text-only": Case(
             dataclasses.replace(
-                tiny, vision=None, scale_factor=None, image_token_id=None, tie_embeddings=True, model_type="llama"
+                tiny,
+                vision=None,
+                scale_factor=None,
+                image_token_id=None,
+                tie_embeddings=True,
+                model_type="llama",
             ),
             ((0, 30, 30),),
         ),
@@ -145,7 +150,9 @@ def random_batch(case: Case, seed: int = 0) -> dict[str, np.ndarray]:
     return batch
 
 
-def reference_outputs(model: Any, batch: dict[str, np.ndarray], new_tokens: int) -> tuple[np.ndarray, list[list[int]]]:
+def reference_outputs(
+    model: Any, batch: dict[str, np.ndarray], new_tokens: int
+) -> tuple[np.ndarray, list[list[int]]]:
     """The reference's logits [B, T, V] and greedy ids, stop ids ignored."""
     import torch
 
@@ -229,7 +236,9 @@ def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="cases to run; default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of Markdown")
     args = parser.parse_args()

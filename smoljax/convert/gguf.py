@@ -8,6 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, read by the `
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -133,9 +134,9 @@ def config_from_metadata(
         return _number(metadata, f"llama.{key}", int, path, default)
 
     width, heads = whole("embedding_length"), whole("attention.head_count")
-    if width % heads:
+    if width % heads and "llama.attention.key_length" not in metadata:
         raise SmoljaxError(f"{path}: {heads} attention heads do not divide llama.embedding_length {width}")
-    head_dim = whole("attention.key_length", width // heads)
+    head_dim = whole("attention.key_length", max(width // heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if (found := whole(key, head_dim)) != head_dim:
             raise SmoljaxError(f"{path}: llama.{key} is {found}; only the head width {head_dim} is read")
@@ -230,11 +231,13 @@ def _dequantise(tensor: Any, path: Path) -> np.ndarray:
 
 
 def _refuse_unsupported(metadata: Mapping[str, Any], path: str | Path) -> None:
-    if (parts := metadata.get("split.count", 1)) > 1:
+    if (parts := metadata.get("split.count", 1)) not in (0, 1):
         raise SmoljaxError(f"{path}: one of {parts} parts; join them first with llama-gguf-split --merge")
     found = [key for key in _UNSUPPORTED_KEYS if metadata.get(key)]
     if metadata.get("llama.rope.scaling.type", "none") != "none":
         found.append("llama.rope.scaling.type")
+    if metadata.get("llama.rope.scale_linear", 1) != 1:
+        found.append("llama.rope.scale_linear")
     if found:
         raise SmoljaxError(f"{path}: the decoder has no {', '.join(found)}; the result would be wrong")
 
@@ -247,8 +250,8 @@ def _number(
         raise SmoljaxError(f"{path}: the metadata key {key} is missing")
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else int):
         raise SmoljaxError(f"{path}: {key} is {_short(value)}, not one {kind.__name__}")
-    if value <= 0:
-        raise SmoljaxError(f"{path}: {key} is {value}; it must be more than 0")
+    if not 0 < value < math.inf:
+        raise SmoljaxError(f"{path}: {key} is {value}; it must be more than 0 and finite")
     # GGUF holds float32: the shortest decimal that gives the same float32 is what the author wrote (1e-05).
     return float(str(np.float32(value))) if kind is float else value
 

@@ -1,12 +1,12 @@
 """The native folder: what `smoljax convert` writes and loads in about a second.
 
-smoljax.json      format and converter version, config, layout, dtype, counts, files with their sizes
+smoljax.json      format and converter version, config, layout, dtype, counts, size and CRC-32 of every file
 params/           the weights, saved by Orbax (OCDBT, uncompressed; layers stacked)
 processor/        the small files of the original, verbatim
 """
 
-import json
 import logging
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,18 +74,19 @@ def save_native(
             "bytes": written.num_bytes,
             "source": checkpoint.source,
             "notes": list(checkpoint.notes),
-            "files": _sizes(scratch),
+            "files": _files_of(scratch),
         }
         (scratch / METADATA_FILE).write_bytes(json_bytes(metadata))
     return written.num_bytes
 
 
-def load_native(folder: str | Path, dtype: str | None = None) -> Checkpoint:
+def load_native(folder: str | Path, dtype: str | None = None, *, verify: bool = True) -> Checkpoint:
     """Reads a native folder of either layout.
 
     Args:
       folder: what `save_native` wrote.
       dtype: "float32" or "bfloat16" casts; None keeps what is stored.
+      verify: check the CRC-32 of every file (0.2 s a gigabyte). Sizes are checked always.
 
     Raises:
       SmoljaxError: no native folder, a format version this release does not know, or anything in it that is
@@ -95,11 +96,15 @@ def load_native(folder: str | Path, dtype: str | None = None) -> Checkpoint:
     folder = Path(folder)
     metadata = read_metadata(folder)
     config = _config(folder, metadata)
-    for name, size in metadata["files"].items():
+    for name, (size, checksum) in metadata["files"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
             raise SmoljaxError(f"{folder}: damaged: {name} {found}, must have {size}; convert it again")
+        if verify and _crc32(path) != checksum:
+            raise SmoljaxError(
+                f"{folder}: damaged: {name} has not the content it was written with; convert it again"
+            )
     params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"])))
     if dtype is not None:
         params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
@@ -124,8 +129,16 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f" this is smoljax {smoljax.__version__}, which reads format {FORMAT_VERSION}: convert it again"
         )
     layout = metadata.get("layout")
-    whole = isinstance(metadata.get("files"), dict) and isinstance(metadata.get("notes"), list)
-    if not whole or not isinstance(metadata.get("config"), dict) or not isinstance(layout, dict):
+    files = metadata.get("files")
+    whole = (
+        isinstance(metadata.get("config"), dict)
+        and isinstance(metadata.get("notes"), list)
+        and isinstance(layout, dict)
+        and isinstance(layout.get("scan_layers"), bool)
+        and isinstance(files, dict)
+        and all(isinstance(row, list) and len(row) == 2 for row in files.values())
+    )
+    if not whole:
         raise SmoljaxError(f"{folder}: damaged: {METADATA_FILE} is incomplete; convert it again")
     return metadata
 
@@ -152,7 +165,9 @@ def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str
             )
     except Exception as error:  # Orbax and TensorStore raise many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SmoljaxError(f"{folder}: damaged: {PARAMS_FOLDER} cannot be read ({first[:160]})") from error
+        raise SmoljaxError(
+            f"{folder}: damaged: {PARAMS_FOLDER} cannot be read ({first[:160]}); convert it again"
+        ) from error
     names.check_same(
         {path: tuple(leaf.shape) for path, leaf in iterate_leaves(tree)},
         {path: tuple(leaf.shape) for path, leaf in iterate_leaves(found)},
@@ -165,9 +180,13 @@ def _checkpointer() -> Any:
     """Zarr 3 in OCDBT files, uncompressed: the fastest to read of Orbax's formats."""
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True,
+        use_zarr3=True,
+        use_compression=False,
+        save_concurrent_gb=1,  # bounds the copies in flight
     )
+    return ocp.Checkpointer(handler)
 
 
 def _args() -> Any:
@@ -176,13 +195,21 @@ def _args() -> Any:
     return ocp.args
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file under `folder`, by relative path."""
+def _files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """(bytes, CRC-32) of every file under `folder`, by relative path."""
     return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
+        path.relative_to(folder).as_posix(): (path.stat().st_size, _crc32(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 24):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
 
 
 @contextmanager
@@ -195,9 +222,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def describe(folder: str | Path) -> str:
-    """One line about a native folder, from its metadata alone."""
-    metadata = read_metadata(Path(folder))
-    return json.dumps({key: metadata[key] for key in ("dtype", "tensors", "parameters", "source")})

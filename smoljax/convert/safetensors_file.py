@@ -33,7 +33,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 _TAGS = {dtype: tag for tag, dtype in DTYPES.items()}
 # The order in which the reference lays tensors out: by dtype, widest first, then by name.
-_ORDER = ("F64", "F32", "BF16", "F16")
+_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")
 _MAX_HEADER = 100_000_000
 
 
@@ -141,7 +141,7 @@ def write_safetensors(
 
     Args:
       path: the file to make.
-      tensors: name → (shape, dtype), float types only.
+      tensors: name → (shape, dtype).
       read: the array of a name, of exactly that shape and dtype.
       metadata: text for the header; the reference expects {"format": "pt"}.
 

@@ -142,7 +142,9 @@ class Generator:
         padded = self._pad(batch, timings)
         room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS)
         args = (self.params, padded, controls)
-        first = self._compile("prefill", (*static, room), partial(programs.prefill, self.config, *static, room), args, timings)
+        first = self._compile(
+            "prefill", (*static, room), partial(programs.prefill, self.config, *static, room), args, timings
+        )
         started = time.perf_counter()
         state = first(*args)
         tokens = np.asarray(state.tokens[:, :1])
@@ -175,7 +177,9 @@ class Generator:
         timings: Timings | None = None,
     ) -> list[Generation]:
         """The whole answer of every row; arguments and errors as for `stream`."""
-        return self.collect(self.stream(batch, max_new_tokens, sampling, stride=max_new_tokens, timings=timings))
+        return self.collect(
+            self.stream(batch, max_new_tokens, sampling, stride=max_new_tokens, timings=timings)
+        )
 
     def collect(self, chunks: Iterable[np.ndarray]) -> list[Generation]:
         """Joins what `stream` yields into one `Generation` a row."""
@@ -197,7 +201,12 @@ class Generator:
         pixels, real = np.asarray(batch["pixel_values"]), np.asarray(batch["tile_mask"])
         masks = batch.get("pixel_attention_mask")
         size = self.tile_batch or (1 if jax.default_backend() == "cpu" else 8)
-        shape = (real.shape[0], num_tiles or real.shape[1], self.config.image_seq_len, self.config.text.hidden_size)
+        shape = (
+            real.shape[0],
+            num_tiles or real.shape[1],
+            self.config.image_seq_len,
+            self.config.text.hidden_size,
+        )
         features = np.zeros(shape, jnp.dtype(self.config.compute.dtype))
         places = np.argwhere(real)
         parts = {name: self.params[name] for name in ("vision", "connector")}
@@ -264,4 +273,6 @@ class Generator:
 
 def _check_finite(state: programs.DecodeState) -> None:
     if not bool(state.finite):
-        raise SmoljaxError("the model's scores are not finite numbers: weights or pictures hold NaN or infinity")
+        raise SmoljaxError(
+            "the model's scores are not finite numbers: weights or pictures hold NaN or infinity"
+        )

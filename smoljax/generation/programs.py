@@ -15,15 +15,22 @@ from smoljax.ops import sampling
 
 @flax.struct.dataclass
 class Controls:
-    """Sampling values as arrays: changing one does not compile again."""
+    """Sampling values as arrays: changing one does not compile again.
 
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
-    stop_ids: Int[Array, " X"]
-    pad_id: Int[Array, ""]
-    key: Array
+    Attributes:
+      temperature, top_p, repetition_penalty: [] float32.
+      top_k, pad_id: [] int32.
+      stop_ids: [X] int32, X ≥ 0.
+      key: a random key.
+    """
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition_penalty: Any
+    stop_ids: Any
+    pad_id: Any
+    key: Any
 
 
 @flax.struct.dataclass
@@ -32,21 +39,21 @@ class DecodeState:
 
     Attributes:
       cache: keys and values of all tokens fed so far.
-      token: [B], the newest token, not yet fed.
-      tokens: [B, M], what was generated; `pad_id` behind a row's stop token.
-      step: how many tokens a row has.
-      done: [B], rows that have met a stop id.
-      seen: [B, V], tokens of prompt and answer, for the repetition penalty; [B, 0] where none is applied.
-      finite: False once a score of a running row was not a number.
+      token: [B] int32, the newest token, not yet fed.
+      tokens: [B, M] int32, what was generated; `pad_id` behind a row's stop token.
+      step: [] int32, how many tokens a row has.
+      done: [B] bool, rows that have met a stop id.
+      seen: [B, V] bool, tokens of prompt and answer, for the repetition penalty; [B, 0] where none is applied.
+      finite: [] bool, False once a score of a running row was not a number.
     """
 
-    cache: KVCache
-    token: Int[Array, " B"]
-    tokens: Int[Array, "B M"]
-    step: Int[Array, ""]
-    done: Bool[Array, " B"]
-    seen: Bool[Array, "B _"]
-    finite: Bool[Array, ""]
+    cache: KVCache | None
+    token: Any
+    tokens: Any
+    step: Any
+    done: Any
+    seen: Any
+    finite: Any
 
 
 def encode_tiles(

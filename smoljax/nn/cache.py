@@ -5,7 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from smoljax.config import ComputeConfig, TextConfig
 
@@ -17,14 +17,15 @@ class KVCache:
     Attributes:
       k: one [B, S, K, H] a layer (a tuple) when layers are unrolled, [L, B, S, K, H] when scanned; rotated.
       v: the same for values.
-      valid: [B, S], True where a slot holds a real token.
-      index: the next slot to be written, [] for all rows together or [B] for each row alone.
+      valid: [B, S] bool, True where a slot holds a real token.
+      index: int32, the next slot to be written, [] for all rows together or [B] for each row alone.
     """
 
+    # Any, here and in other pytrees: JAX rebuilds them with placeholders that are no arrays.
     k: Any
     v: Any
-    valid: Bool[Array, "B S"]
-    index: Int[Array, ""] | Int[Array, " B"]
+    valid: Any
+    index: Any
 
     @property
     def num_slots(self) -> int:
@@ -53,4 +54,6 @@ def write(slots: Float[Array, "B S *X"] | Bool[Array, "B S"], new: Array, index:
     new = new.astype(slots.dtype)
     if index.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(slots, new, index, axis=1)
-    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))(slots, new, index)
+    return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))(
+        slots, new, index
+    )

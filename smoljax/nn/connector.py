@@ -23,4 +23,6 @@ class Connector(nn.Module):
     @nn.compact
     def __call__(self, patches: Float[Array, "*B P E"]) -> Float[Array, "*B Q D"]:
         """Q = P / scale_factor² image tokens of width D."""
-        return Linear(self.features, False, self.dtype, name="proj")(pixel_shuffle(patches, self.scale_factor))
+        return Linear(self.features, False, self.dtype, name="proj")(
+            pixel_shuffle(patches, self.scale_factor)
+        )

@@ -128,7 +128,13 @@ class Decoder(nn.Module):
         fields = {"config": self.config, "dtype": self.compute.dtype, "capture": self.capture}
         shared = (mask, cos, sin, index)
         x, outs = apply_layers(
-            DecoderLayer, fields, self.config.num_layers, self.compute, x.astype(self.compute.dtype), own, shared
+            DecoderLayer,
+            fields,
+            self.config.num_layers,
+            self.compute,
+            x.astype(self.compute.dtype),
+            own,
+            shared,
         )
         slots, found = outs if self.compute.scan_layers else (tuple(o[0] for o in outs), [o[1] for o in outs])
         if cache is not None:

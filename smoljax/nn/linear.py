@@ -21,7 +21,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B Y"]:
         """Maps the last axis from X to Y = `features`; kernel [X, Y] and bias [Y]."""
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32
+        )
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)

@@ -38,8 +38,8 @@ class Output:
       captured: the intermediates named in `capture`.
     """
 
-    logits: Float[Array, "B _ V"] | None
-    hidden: Float[Array, "B T D"]
+    logits: Any
+    hidden: Any
     cache: KVCache | None
     captured: dict[str, Any]
 
@@ -65,7 +65,11 @@ class SmolVLM(nn.Module):
             raise ValueError(f"cannot capture {', '.join(unknown)}; known: {', '.join(CAPTURES)}")
         own = tuple(name for name in self.capture if name in ("hidden_states", "attention"))
         self.embedding = SharedEmbedding(
-            cfg.text.vocab_size, cfg.text.hidden_size, cfg.tie_embeddings, cfg.image_token_id, cfg.compute.dtype
+            cfg.text.vocab_size,
+            cfg.text.hidden_size,
+            cfg.tie_embeddings,
+            cfg.image_token_id,
+            cfg.compute.dtype,
         )
         self.decoder = Decoder(cfg.text, cfg.compute, own)
         if cfg.vision is not None and cfg.scale_factor is not None:
@@ -121,8 +125,9 @@ class SmolVLM(nn.Module):
           See `Output`.
         """
         seen: dict[str, Array] = {}
+        batch = {key: jnp.asarray(value) for key, value in batch.items() if value is not None}
         features = batch.get("image_features")
-        if features is None and batch.get("pixel_values") is not None:
+        if features is None and "pixel_values" in batch:
             features, seen = self.encode_images(batch["pixel_values"], batch.get("pixel_attention_mask"))
         x = self.embed(batch["input_ids"], features, batch.get("tile_mask"))
         hidden, cache, found = self.decoder(

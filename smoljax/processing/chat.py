@@ -95,7 +95,9 @@ def render(
     plain = [
         {
             **_plain({key: value for key, value in message.items() if key != "content"}),
-            "content": [_slim(item) for item in message["content"]] if wants_items else _joined(message["content"]),
+            "content": [_slim(item) for item in message["content"]]
+            if wants_items
+            else _joined(message["content"]),
         }
         for message in chat
     ]
@@ -159,11 +161,13 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}` marks the assistant's words in some templates; here it is inert."""
+    """`{% generation %}…{% endgeneration %}` marks the assistant's words in some templates; inert here."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -176,8 +180,8 @@ class _Generation(jinja2.ext.Extension):
 def render_vlmevalkit(messages: Sequence[Message]) -> str:
     """A video question as the public evaluation writes it: no template, every piece joined by blanks.
 
-    Reference: `SmolVLM2.build_prompt_video` of VLMEvalKit. Both turns open with `<|im_start|>`, the video comes
-    before the question, and the prompt ends with the opening of the assistant's turn.
+    Reference: `SmolVLM2.build_prompt_video` of VLMEvalKit. Both turns open with `<|im_start|>`, the video
+    comes before the question, and the prompt ends with the opening of the assistant's turn.
 
     Raises:
       UsageError: anything but an optional system message and one user message.
@@ -185,8 +189,14 @@ def render_vlmevalkit(messages: Sequence[Message]) -> str:
     chat = normalise_messages(messages)
     roles = [message["role"] for message in chat]
     if roles not in (["user"], ["system", "user"]):
-        raise UsageError(f"the vlmevalkit prompt is one user message, with or without a system one, not {roles}")
-    system = _joined(chat[0]["content"]) if len(chat) == 2 else "pay attention to the video and answer the question"
+        raise UsageError(
+            f"the vlmevalkit prompt is one user message, with or without a system one, not {roles}"
+        )
+    system = (
+        _joined(chat[0]["content"])
+        if len(chat) == 2
+        else "pay attention to the video and answer the question"
+    )
     items = chat[-1]["content"]
     media = [f"<{item['type']}>" for item in items if item["type"] != "text"]
     texts = [item["text"].strip() for item in items if item["type"] == "text"]

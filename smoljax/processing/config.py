@@ -62,7 +62,9 @@ class ImageConfig:
     def __post_init__(self) -> None:
         """Raises SmoljaxError for sizes below one pixel."""
         if self.longest_edge < 1 or self.tile_size < 1:
-            raise SmoljaxError(f"longest_edge {self.longest_edge} and tile_size {self.tile_size} must be at least 1")
+            raise SmoljaxError(
+                f"longest_edge {self.longest_edge} and tile_size {self.tile_size} must be at least 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,9 @@ def read_config(files: Mapping[str, bytes], *, vision: bool | None = None) -> Pr
             "processor_config.json is missing or has no image_seq_len (64 for 256M and 500M, 81 for 2.2B); "
             "copy it from the checkpoint's repository"
         )
-    image = _image_config(image_dict, "preprocessor_config.json" if preprocessor is not None else "processor_config.json")
+    image = _image_config(
+        image_dict, "preprocessor_config.json" if preprocessor is not None else "processor_config.json"
+    )
     return ProcessorConfig(
         image=image,
         video=_video_config(video_dict or image_dict, image),

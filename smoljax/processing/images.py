@@ -3,7 +3,9 @@
 Two rules of the reference, kept apart on purpose:
 
 - A **file** (path or bytes) opens as `transformers.image_utils.load_image` opens it: turned upright by its
-  EXIF orientation, then converted to RGB by Pillow; an alpha channel is dropped.
+  EXIF orientation, then converted to RGB by Pillow; an alpha channel is dropped. One exception: an
+  uncompressed TIFF that lies on its side, which Pillow 13.0 scrambles when it maps the file; here it is read
+  from bytes, which is right.
 - A **`PIL.Image` or array** is taken as `convert_to_rgb` of the image processor takes it: not turned, and
   transparency is laid over white.
 """
@@ -33,8 +35,8 @@ def open_image(source: ImageInput) -> Image.Image:
       source: see `ImageInput`. Arrays are uint8: [H, W] or [H, W, 1] gray, [H, W, 3] RGB, [H, W, 4] RGBA.
 
     Raises:
-      SmoljaxError: no such file, not a picture, truncated, a decompression bomb, or more than 8 bits a channel
-        where they cannot be told apart from 8.
+      SmoljaxError: no such file, not a picture, truncated, a decompression bomb, values beyond 8 bits, or
+        a mode without a way to RGB.
       UsageError: an object of another kind, an array of another shape or dtype.
     """
     if isinstance(source, np.ndarray):
@@ -45,7 +47,9 @@ def open_image(source: ImageInput) -> Image.Image:
         return _decode(io.BytesIO(bytes(source)), f"the picture of {len(source)} bytes")
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source))
-    raise UsageError(f"a picture is a path, bytes, a PIL.Image or a uint8 array, not a {type(source).__name__}")
+    raise UsageError(
+        f"a picture is a path, bytes, a PIL.Image or a uint8 array, not a {type(source).__name__}"
+    )
 
 
 def _open_path(path: Path) -> Image.Image:
@@ -59,7 +63,7 @@ def _open_path(path: Path) -> Image.Image:
 
 
 def _decode(stream: io.BytesIO, name: str) -> Image.Image:
-    """An encoded file as RGB. Decoders may raise nearly anything on hostile bytes, so everything is caught."""
+    """An encoded file as RGB. Decoders may raise anything on hostile bytes, so everything is caught."""
     try:
         # Pillow only warns between one and two times its pixel limit; both are refused here. The filter is
         # process-wide state, hence the lock.
@@ -79,8 +83,7 @@ def _decode(stream: io.BytesIO, name: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise SmoljaxError(f"{name}: not a picture in a format that Pillow reads") from error
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SmoljaxError(f"{name}: a broken or truncated picture ({reason})") from error
+        raise SmoljaxError(f"{name}: a broken or truncated picture ({_reason(error)})") from error
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -88,7 +91,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8:
         raise UsageError(f"a picture as an array is uint8 (0 to 255), not {array.dtype}; convert it first")
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
-        raise UsageError(f"a picture as an array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not {list(shape)}")
+        raise UsageError(
+            f"a picture as an array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], not {list(shape)}"
+        )
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1:
@@ -100,10 +105,10 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _over_white(image: Image.Image, name: str) -> Image.Image:
+    if image.width < 1 or image.height < 1:
+        raise UsageError(f"{name} is empty: {image.width}×{image.height} pixels")
     try:
         image.load()
-        if image.width < 1 or image.height < 1:
-            raise UsageError(f"{name} is empty: {image.width}×{image.height} pixels")
         if "A" in image.getbands() or image.info.get("transparency") is not None:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -111,9 +116,12 @@ def _over_white(image: Image.Image, name: str) -> Image.Image:
         return _to_rgb(image, name)
     except SmoljaxError:
         raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SmoljaxError(f"{name}: a broken or truncated picture ({reason})") from error
+    except Exception as error:  # a lazily opened file may be broken; modes La and LAB have no way to RGB
+        raise SmoljaxError(f"{name} of mode {image.mode} cannot be made RGB ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -14,7 +14,8 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from smoljax.errors import SmoljaxError, UsageError
-from smoljax.processing import chat, prompt as prompts
+from smoljax.processing import chat
+from smoljax.processing import prompt as prompts
 from smoljax.processing.config import PROCESSOR_FILES, ImageConfig, ProcessorConfig, load_json, read_config
 from smoljax.processing.images import ImageInput, as_list, open_image
 from smoljax.processing.prompt import VideoStyle
@@ -162,7 +163,7 @@ class Processor:
     def tile_plan(
         self, width: int, height: int, *, longest_edge: int | None = None, split: bool | None = None
     ) -> TilePlan:
-        """What a picture of this size (pixels) will become; `.image_tokens(config.image_seq_len)` is its cost."""
+        """What a picture of this size in pixels will become; `.image_tokens(config.image_seq_len)` is its cost."""
         return tile_plan(width, height, self._image_config(longest_edge, split))
 
     def __call__(
@@ -218,8 +219,8 @@ class Processor:
     ) -> Batch:
         """Several samples → one batch; each with its own number of pictures and tiles.
 
-        A row holds exactly what it would hold alone. The reference differs in one place: it writes the *padded*
-        number of frames into every video prompt of a batch.
+        A row holds exactly what it would hold alone. The reference differs in one place: it writes the
+        *padded* number of frames into every video prompt of a batch.
 
         Args:
           samples: one dict a row with the arguments messages, prompt, text, images, videos of `__call__`.
@@ -260,7 +261,9 @@ class Processor:
         text = self._text(sample, len(images), len(videos), video_style, add_generation_prompt)
         return self._expand(text, images, videos, config, video_style)
 
-    def _text(self, sample: Sample, images: int, videos: int, style: VideoStyle, add_generation_prompt: bool) -> str:
+    def _text(
+        self, sample: Sample, images: int, videos: int, style: VideoStyle, add_generation_prompt: bool
+    ) -> str:
         """The prompt before expansion."""
         messages, prompt, text = sample.get("messages"), sample.get("prompt"), sample.get("text")
         if sum(item is not None for item in (messages, prompt, text)) != 1:
@@ -280,8 +283,10 @@ class Processor:
             messages = [{"role": "user", "content": items}]
         assert messages is not None
         if template is None:
-            raise UsageError("this checkpoint has no chat template (a base model): give text instead of messages")
+            raise UsageError("no chat template in this checkpoint (a base model): give text, not messages")
         messages = chat.normalise_messages(messages)
+        if not any(item["type"] != "text" or item["text"].strip() for m in messages for item in m["content"]):
+            raise UsageError("the prompt is empty and there is no picture")
         if self.config.image is None and any(i["type"] != "text" for m in messages for i in m["content"]):
             raise UsageError("this is a text-only model: it takes no pictures")
         if videos and style == "vlmevalkit":

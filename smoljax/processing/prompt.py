@@ -66,7 +66,9 @@ _STYLES: dict[str, _Style] = {
 }
 
 
-def video_text(timestamps: Sequence[float], duration: float, image_seq_len: int, style: VideoStyle = "hf") -> str:
+def video_text(
+    timestamps: Sequence[float], duration: float, image_seq_len: int, style: VideoStyle = "hf"
+) -> str:
     """The tokens of one video as text.
 
     Args:
@@ -95,11 +97,10 @@ def check_style(style: str) -> None:
         raise UsageError(f"no video prompt style {style!r}; known: {', '.join(get_args(VideoStyle))}")
 
 
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+_UNITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_UNITS += ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"]
+_UNITS += ["nineteen"]
+_TENS = ["zero", "ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def number_words(number: int) -> str:
@@ -112,5 +113,5 @@ def number_words(number: int) -> str:
     try:
         from num2words import num2words
     except ImportError as error:
-        raise SmoljaxError('a video of 100 frames or more needs num2words: pip install "smoljax[video]"') from error
+        raise SmoljaxError('100 frames or more need num2words: pip install "smoljax[video]"') from error
     return num2words(number)

@@ -5,6 +5,8 @@ It fits `smoljax.presets.tiny()`: tiles of 32 pixels, 4 tokens a tile, fewer tha
 
 import json
 
+import numpy as np
+from PIL import Image
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Backend
 
@@ -31,10 +33,10 @@ CHAT_TEMPLATE = (
 _GRID = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
 
 
-def _special_tokens() -> list[str]:
-    # Ids 256 to 301: 256 bytes, 4 tokens, 36 grid places, 3 more, so that <image> lands on 300.
-    spare = "<unused_0>"
-    return [IM_START, IM_END, "<|endoftext|>", GLOBAL_TOKEN, *_GRID, spare, "<unused_1>", "<unused_2>", FAKE_TOKEN]
+# Ids 256 to 301: after 256 bytes come 4 tokens, 36 grid places, 3 spare ones and <fake_…>; <image> is 300.
+_SPARE = ["<unused_0>", "<unused_1>", "<unused_2>"]
+_SPECIAL = [IM_START, IM_END, "<|endoftext|>", GLOBAL_TOKEN, *_GRID, *_SPARE]
+_SPECIAL += [FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]
 
 
 def toy_backend() -> _Backend:
@@ -48,8 +50,7 @@ def toy_backend() -> _Backend:
         ]
     )  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokens = [*_special_tokens(), IMAGE_TOKEN, END_OF_UTTERANCE]
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     return backend
 
 
@@ -59,7 +60,12 @@ def toy_tokenizer() -> Tokenizer:
 
 
 def tiny_files(
-    *, tile_size: int = 32, longest_edge: int = 128, image_seq_len: int = 4, video: bool = True, vision: bool = True
+    *,
+    tile_size: int = 32,
+    longest_edge: int = 128,
+    image_seq_len: int = 4,
+    video: bool = True,
+    vision: bool = True,
 ) -> dict[str, bytes]:
     """The small files of a checkpoint whose processor is `tiny_processor`."""
     tokens = {
@@ -118,7 +124,12 @@ def tiny_files(
 
 
 def tiny_processor(
-    *, tile_size: int = 32, longest_edge: int = 128, image_seq_len: int = 4, video: bool = True, vision: bool = True
+    *,
+    tile_size: int = 32,
+    longest_edge: int = 128,
+    image_seq_len: int = 4,
+    video: bool = True,
+    vision: bool = True,
 ) -> Processor:
     """A processor that fits `smoljax.presets.tiny()`.
 
@@ -138,3 +149,19 @@ def tiny_processor(
             vision=vision,
         )
     )
+
+
+def pattern_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """A picture with gradients, edges and texture, the same on every machine (integer arithmetic alone)."""
+    y, x, channel = np.ogrid[:height, :width, :4]
+    wave = (x * (7 + channel) + y * (3 + 5 * channel)) // 2
+    board = ((x // 9 + y // 7 + channel) % 2) * 96
+    noise = ((x * 73856093) ^ (y * 19349663) ^ (channel * 83492791)) % 31
+    values = ((wave % 160) + board + noise).clip(0, 255).astype(np.uint8)
+    if mode in ("L", "I", "F", "I;16"):
+        dtype = {"L": np.uint8, "I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+        return Image.fromarray(np.ascontiguousarray(values[..., 0]).astype(dtype))
+    rgba = Image.fromarray(np.ascontiguousarray(values))
+    if mode in ("RGBA", "LA", "PA"):
+        return rgba if mode == "RGBA" else rgba.convert("LA").convert(mode)
+    return rgba.convert("RGB").convert(mode)

@@ -7,6 +7,7 @@ No id is a constant here: special tokens are looked up by their text, so one cla
 from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer as _Tokenizer
+from tokenizers import pre_tokenizers
 
 from smoljax.errors import SmoljaxError
 
@@ -21,7 +22,7 @@ _REPLACEMENT = "�"  # what undecodable bytes become
 
 
 class Tokenizer:
-    """Encodes and decodes; adds nothing of its own accord (reference: the tokenizer called by the processor)."""
+    """Encodes and decodes, and adds nothing of its own accord (reference: a processor's `tokenizer`)."""
 
     def __init__(self, backend: _Tokenizer) -> None:
         # A tokenizer.json may carry truncation or padding settings; both would cut image tokens in silence.
@@ -79,6 +80,17 @@ class Tokenizer:
     def row_col_id(self, row: int, col: int) -> int | None:
         """`<row_{row}_col_{col}>`, both counted from 1; None where it is plain text (the first 2.2B)."""
         return self.token_id(f"<row_{row}_col_{col}>")
+
+    def like_transformers_5(self) -> "Tokenizer":
+        """A copy that splits text as `AutoTokenizer` of transformers 5 does (seen in 5.23).
+
+        That version takes the released checkpoints for plain GPT-2 and drops the `Digits` step of their
+        `tokenizer.json`: several blanks or newlines before a digit become other tokens ("\\n\\n1"). The
+        models were trained with the file as it is, which is what this class obeys by default.
+        """
+        copy = _Tokenizer.from_str(self.backend.to_str())
+        copy.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # type: ignore[assignment]
+        return Tokenizer(copy)
 
     def incremental(self, *, skip_special: bool = True) -> "IncrementalDecoder":
         """A new streaming decoder."""

@@ -31,8 +31,8 @@ class Video:
     """Frames with their rate: `Video("frames/", fps=2)`, `Video(array, fps=30)`.
 
     Attributes:
-      source: a video file, a folder of pictures (in the natural order of their names), a sequence of pictures,
-        or uint8 [F, H, W, 3].
+      source: a video file, a folder of pictures (in the natural order of their names), a sequence of
+        pictures, or uint8 [F, H, W, 3].
       fps: frames a second of the source. A file knows its own. Without it nothing is sampled: all frames are
         used, as if 24 came a second.
     """
@@ -61,7 +61,9 @@ class SampledVideo:
     duration: float
 
 
-def sample_indices(total: int, fps: float, duration: float, config: VideoConfig, skip_seconds: int = 1) -> list[int]:
+def sample_indices(
+    total: int, fps: float, duration: float, config: VideoConfig, skip_seconds: int = 1
+) -> list[int]:
     """Which of `total` frames to look at (reference: `SmolVLMVideoProcessor.sample_frames`).
 
     `config.fps` frames a second, at most `config.max_frames`, evenly from the first to the last frame; of a
@@ -82,7 +84,7 @@ def load_video(source: VideoInput, config: VideoConfig) -> SampledVideo:
 
     Raises:
       SmoljaxError: the file is missing, broken or has no frames; PyAV is not installed.
-      UsageError: an array of another shape or dtype, or more frames without a frame rate than the model takes.
+      UsageError: an array of another shape or dtype, or too many frames without a frame rate.
     """
     video = source if isinstance(source, Video) else Video(source)
     if video.fps is not None and not video.fps > 0:
@@ -97,31 +99,36 @@ def load_video(source: VideoInput, config: VideoConfig) -> SampledVideo:
     if isinstance(video.source, np.ndarray):
         array = video.source
         if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or array.size == 0:
-            raise UsageError(f"a video as an array is uint8 [F, H, W, 3], not {array.dtype} {list(array.shape)}")
+            raise UsageError(f"a video array is uint8 [F, H, W, 3], not {array.dtype} {list(array.shape)}")
         return _sample_pictures(list(array), video.fps, config)
     if not isinstance(video.source, Sequence):
-        raise UsageError(f"a video is a file, a folder, an array or a list of pictures, not {type(source).__name__}")
+        raise UsageError(f"a video is a file, a folder, an array or pictures, not a {type(source).__name__}")
     return _sample_pictures(list(video.source), video.fps, config)
 
 
 def frame_tiles(frames: Sequence[Image.Image], config: VideoConfig) -> np.ndarray:
-    """Frames → [n, 3, T, T] float32: longest edge first, then squashed to one tile, as bytes, then normalised."""
+    """Frames → [n, 3, T, T] float32: longest edge, then squashed to one tile, as bytes; normalised last."""
     image = config.frame
     tiles = []
     for frame in frames:
         if image.do_resize:
-            frame = resize(
-                frame, longest_edge_size(*frame.size, min(config.longest_edge, MAX_SIDE)), image.resample
-            )
-        tiles.append(resize(frame, (image.tile_size, image.tile_size), image.resample))
+            size = longest_edge_size(*frame.size, min(config.longest_edge, MAX_SIDE))
+            frame = _resize_across_first(frame, size, image.resample)
+        tiles.append(_resize_across_first(frame, (image.tile_size, image.tile_size), image.resample))
     return apply_table(frame_table(image), tiles)
+
+
+def _resize_across_first(frame: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
+    # torchvision resizes across, then down, rounding to bytes in between. Pillow does so too or the other way
+    # round, whichever is cheaper, and on sharp edges that order matters; hence two steps.
+    return resize(resize(frame, (size[0], frame.height), resample), size, resample)
 
 
 def frame_table(config: ImageConfig) -> np.ndarray:
     """What each byte of a frame becomes: [3, 256] float32.
 
-    The reference's torchvision backend fuses rescaling into mean and std, (x − 127.5) / 127.5, which may differ
-    from the picture's table in the last bit.
+    The reference's torchvision backend fuses rescaling into mean and std, (x − 127.5) / 127.5, which may
+    differ from the picture's table in the last bit.
     """
     values = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 256))
     if not config.do_normalize:
@@ -138,9 +145,11 @@ def _sample_pictures(frames: Sequence[ImageInput], fps: float | None, config: Vi
     if fps is None:
         if len(frames) > config.max_frames:
             raise UsageError(
-                f"{len(frames)} frames and no frame rate: give fps so that at most {config.max_frames} are sampled"
+                f"{len(frames)} frames and no frame rate; give fps, and {config.max_frames} at most are taken"
             )
-        warnings.warn(f"no frame rate given: timestamps are written as if {FALLBACK_FPS:g} frames came a second")
+        warnings.warn(
+            f"no frame rate given; timestamps are written for {FALLBACK_FPS:g} a second", stacklevel=4
+        )
         indices = list(range(len(frames)))
         timestamps = [index / FALLBACK_FPS for index in indices]
         return SampledVideo([open_image(frame) for frame in frames], indices, timestamps, timestamps[-1])
@@ -151,10 +160,15 @@ def _sample_pictures(frames: Sequence[ImageInput], fps: float | None, config: Vi
 
 
 def _folder(path: Path) -> list[ImageInput]:
-    pictures = [item for item in path.iterdir() if item.suffix.lower() in _PICTURES]
-    if not pictures:
+    names = [item.name for item in path.iterdir() if item.suffix.lower() in _PICTURES]
+    if not names:
         raise SmoljaxError(f"{path}: no pictures in this folder to take as frames")
-    return sorted(pictures, key=lambda item: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", item.name)])
+    return [path / name for name in sorted(names, key=_natural)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    # "frame10" after "frame9"
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _read_file(path: Path, config: VideoConfig) -> SampledVideo:

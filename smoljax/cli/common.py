@@ -1,0 +1,153 @@
+"""What several commands share: the options that make a prompt, how a result is printed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from smoljax.errors import SmoljaxError, UsageError
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="MODEL", help="Model folder, .gguf file or name.")
+]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", "-i", metavar="FILE", help="A picture; may be given several times.", show_default=False
+    ),
+]
+VideoOption = Annotated[
+    Path | None,
+    typer.Option("--video", metavar="FILE", help="A video file, or a folder of frames.", show_default=False),
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.", show_default=False)
+]
+MessagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--messages",
+        metavar="F.json",
+        help='A whole chat instead of --prompt: a JSON list of {"role", "content"}.',
+        show_default=False,
+    ),
+]
+TextOption = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="TEXT",
+        help="Text to continue as it stands, with no chat template.",
+        show_default=False,
+    ),
+]
+LongestEdgeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--longest-edge",
+        metavar="PX",
+        min=1,
+        help="Resize the longer side of a picture to this many pixels before tiling: fewer pixels, fewer tokens.",
+        show_default="the checkpoint's",
+    ),
+]
+NoSplitOption = Annotated[
+    bool, typer.Option("--no-split", help="One tile a picture: least tokens, least detail.")
+]
+VideoStyleOption = Annotated[
+    str,
+    typer.Option(
+        "--video-style", metavar="hf|train|vlmevalkit", help="How the frames of a video are introduced."
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="float32|bfloat16",
+        help="Of weights and activations.",
+        show_default="float32 on CPU, else bfloat16",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+def sample_from(
+    *,
+    prompt: str | None,
+    messages: Path | None,
+    text: str | None,
+    images: list[Path] | None,
+    video: Path | None,
+    longest_edge: int | None,
+    no_split: bool,
+    video_style: str,
+) -> dict[str, Any]:
+    """The keyword arguments of `Processor.__call__` from a command's options.
+
+    Raises:
+      UsageError: not exactly one of --prompt, --messages and --text.
+      SmoljaxError: the file of messages cannot be read.
+    """
+    if sum(option is not None for option in (prompt, messages, text)) != 1:
+        raise UsageError("give exactly one of --prompt, --messages and --text")
+    sample: dict[str, Any] = {"video_style": video_style}
+    if messages is not None:
+        sample["messages"] = read_messages(messages)
+    elif text is not None:
+        sample["text"] = text
+    else:
+        sample["prompt"] = prompt
+    if images:
+        sample["images"] = images
+    if video is not None:
+        sample["videos"] = [video]
+    if longest_edge is not None:
+        sample["longest_edge"] = longest_edge
+    if no_split:
+        sample["split"] = False
+    return sample
+
+
+def read_messages(path: Path) -> list[dict[str, Any]]:
+    """The chat in a JSON file: a list of messages, or an object with a key `messages`.
+
+    Relative picture paths inside the messages are taken relative to the file.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SmoljaxError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SmoljaxError(f"{path}: not valid JSON ({error})") from error
+    if isinstance(data, dict):
+        data = data.get("messages")
+    if not isinstance(data, list):
+        raise UsageError(f'{path}: must hold a JSON list of {{"role", "content"}} messages')
+    for message in data:
+        content = message.get("content") if isinstance(message, dict) else None
+        for item in content if isinstance(content, list) else []:
+            for key in ("image", "path", "video"):
+                if isinstance(item, dict) and isinstance(item.get(key), str):
+                    item[key] = str(path.parent / item[key])
+    return data
+
+
+def check_npz(path: Path) -> None:
+    """Refuses an output file that cannot be written, before any work is done."""
+    if path.suffix != ".npz":
+        raise UsageError(f"{path}: the output file must end in .npz")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist")
+
+
+def note(message: str) -> None:
+    """A line for the person at the terminal, on standard error."""
+    print(message, file=sys.stderr)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Exactly one JSON object on standard output."""
+    print(json.dumps(result, ensure_ascii=False))

@@ -1,0 +1,142 @@
+"""The report of `smoljax inspect`: gathered by one function, printed by another."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from smoljax.config import SmolVLMConfig, to_dict
+from smoljax.convert.checkpoint import Checkpoint, iterate_leaves
+from smoljax.presets import PRESETS
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+def describe(model: str, full: bool = False) -> dict[str, Any]:
+    """Config, parameters, memory and parity notes of a model or a released size.
+
+    Args:
+      model: a MODEL of the command line, or a key of `smoljax.presets.PRESETS`.
+      full: one row a tensor instead of one row a group of equal layers.
+    """
+    from smoljax.nn.smolvlm import abstract_params
+
+    stored, notes, source = None, (), "released size, no weights"
+    if model in PRESETS and not Path(model).exists() and not _known(model):
+        config = PRESETS[model]()
+        leaves = dict(iterate_leaves(abstract_params(config)))
+    else:
+        checkpoint = _read(model)
+        config, notes, source, stored = (
+            checkpoint.config,
+            checkpoint.notes,
+            checkpoint.source,
+            checkpoint.dtype,
+        )
+        leaves = dict(iterate_leaves(checkpoint.params))
+    count = sum(leaf.size for leaf in leaves.values())
+    return {
+        "model": model,
+        "source": source,
+        "stored_dtype": stored,
+        "config": to_dict(config),
+        "tensors": len(leaves),
+        "parameters": count,
+        "parts": _parts(leaves),
+        "table": [{"path": p, "shape": s, "parameters": n} for p, s, n in _rows(leaves, full)],
+        "memory_bytes": {name: count * size for name, size in BYTES.items()},
+        "kv_cache_bytes_per_token": {name: _cache_bytes(config) * size for name, size in BYTES.items()},
+        "image_tokens_per_tile": config.image_seq_len,
+        "parity": [*parity_notes(config), *notes],
+    }
+
+
+def parity_notes(config: SmolVLMConfig) -> list[str]:
+    """What decides whether another implementation gives the same numbers for this model."""
+    notes = [
+        f"RoPE base {config.text.rope_theta:g}, half-split; RMSNorm epsilon {config.text.rms_norm_eps:g}",
+        "logits: the word table itself (tied)"
+        if config.tie_embeddings
+        else "logits: a head of its own (untied)",
+    ]
+    if config.vision is not None:
+        notes += [
+            f"LayerNorm epsilon {config.vision.layer_norm_eps:g} in all vision norms, the last one included",
+            f"vision position ids: {config.vision.position_ids}; equal to transformers ≥ 4.57 and 5 for full "
+            "tiles, while 4.55–4.56 shifted them",
+            f"pixel shuffle {config.scale_factor}: {config.image_seq_len} image tokens a tile",
+        ]
+    return notes
+
+
+def render(report: dict[str, Any]) -> None:
+    """Prints a report as tables."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    stored = f", stored as {report['stored_dtype']}" if report["stored_dtype"] else ""
+    console.print(f"[bold]{report['model']}[/bold]  ({report['source']}{stored})")
+    for part in ("vision", "text"):
+        if report["config"][part] is not None:
+            fields = ", ".join(f"{key} {value}" for key, value in report["config"][part].items())
+            console.print(f"[bold]{part}[/bold]: {fields}")
+    rest = {k: v for k, v in report["config"].items() if k not in ("vision", "text", "compute")}
+    console.print("[bold]model[/bold]: " + ", ".join(f"{key} {value}" for key, value in rest.items()))
+    table = Table("path", "shape", "parameters", box=None, header_style="bold", pad_edge=False)
+    table.columns[2].justify = "right"
+    for row in report["table"]:
+        table.add_row(row["path"], "×".join(map(str, row["shape"])), f"{row['parameters']:,}")
+    for part, count in report["parts"].items():
+        table.add_row(f"[bold]{part}[/bold]", "", f"[bold]{count:,}[/bold]")
+    table.add_row(
+        "[bold]all[/bold]", f"{report['tensors']} tensors", f"[bold]{report['parameters']:,}[/bold]"
+    )
+    console.print(table)
+    memory = ", ".join(f"{size / 1e6:,.0f} MB in {name}" for name, size in report["memory_bytes"].items())
+    cache = ", ".join(
+        f"{size / 1e3:,.1f} kB in {name}" for name, size in report["kv_cache_bytes_per_token"].items()
+    )
+    console.print(f"[bold]memory[/bold]: weights {memory}; KV cache a token {cache}")
+    for line in report["parity"]:
+        console.print(f"[bold]parity[/bold]: {line}")
+
+
+def _known(model: str) -> bool:
+    from smoljax.models import list_models
+
+    return any(entry.name == model and entry.path is not None for entry in list_models())
+
+
+def _read(model: str) -> Checkpoint:
+    from smoljax.convert.convert import load_checkpoint
+    from smoljax.models import resolve
+
+    checkpoint = load_checkpoint(resolve(model))
+    return dataclasses.replace(checkpoint, source=checkpoint.source or model)
+
+
+def _parts(leaves: dict[str, Any]) -> dict[str, int]:
+    parts: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        part = path.split("/")[0]
+        parts[part] = parts.get(part, 0) + leaf.size
+    return parts
+
+
+def _rows(leaves: dict[str, Any], full: bool) -> list[tuple[str, list[int], int]]:
+    if full:
+        return [(path, list(leaf.shape), leaf.size) for path, leaf in leaves.items()]
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in leaves.items():
+        groups.setdefault(re.sub(r"layers_\d+", "layers_*", path), []).append(leaf)
+    rows = []
+    for path, members in groups.items():
+        shape = list(members[0].shape)
+        shown = path.replace("layers_*", f"layers_{{0…{len(members) - 1}}}")
+        rows.append((shown, shape, sum(member.size for member in members)))
+    return rows
+
+
+def _cache_bytes(config: SmolVLMConfig) -> int:
+    return 2 * config.text.num_layers * config.text.num_kv_heads * config.text.head_dim

@@ -1,0 +1,90 @@
+"""`smoljax generate`: pictures, a video or plain text → text."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from smoljax.cli import common
+from smoljax.errors import UsageError
+
+
+def generate(
+    model: common.ModelOption,
+    prompt: common.PromptOption = None,
+    image: common.ImageOption = None,
+    video: common.VideoOption = None,
+    messages: common.MessagesOption = None,
+    text: common.TextOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the best token; above, tokens are drawn.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the fewest tokens that hold this probability.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws; the same seed gives the same answer.")] = 0,
+    longest_edge: common.LongestEdgeOption = None,
+    no_split: common.NoSplitOption = False,
+    video_style: common.VideoStyleOption = "hf",
+    dtype: common.DtypeOption = None,
+    json: common.JsonOption = False,
+) -> None:
+    """Answer a prompt about pictures, a video, or text alone.
+
+    Example: `smoljax generate -m SmolVLM-256M-Instruct -i photo.jpg -p 'What is on the table?'`
+    """
+    sample = common.sample_from(
+        prompt=prompt,
+        messages=messages,
+        text=text,
+        images=image,
+        video=video,
+        longest_edge=longest_edge,
+        no_split=no_split,
+        video_style=video_style,
+    )
+    if prompt is not None and not prompt.strip() and not image and video is None:
+        raise UsageError("the prompt is empty and there is no picture")
+
+    from smoljax.generation.generator import Sampling, Timings
+    from smoljax.models import enable_compilation_cache, load
+    from smoljax.vlm import Stopwatch
+
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    enable_compilation_cache()
+    vlm = load(model, dtype=dtype)
+    watch = Stopwatch()
+    batch = vlm.prepare(**sample)
+    preprocess_s = watch.seconds()
+    timings, chunks = Timings(), []
+    pieces: list[str] = []
+    for piece in vlm.stream_text(batch, max_new_tokens, sampling, timings, chunks):
+        pieces.append(piece)
+        if not json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    generation = vlm.generator.collect(chunks)[0]
+    if not json:
+        print()
+        return
+    result: dict[str, Any] = {
+        "text": "".join(pieces),
+        "token_ids": generation.token_ids,
+        "prompt_tokens": batch.prompt_tokens[0],
+        "image_tokens": batch.image_tokens[0],
+        "tiles": batch.tiles[0],
+        "finish_reason": generation.finish_reason,
+        "timings": {
+            "load_s": round(vlm.load_s, 4),
+            "preprocess_s": round(preprocess_s, 4),
+            "compile_s": round(timings.compile_s, 4),
+            "vision_s": round(timings.vision_s, 4),
+            "prefill_s": round(timings.prefill_s, 4),
+            "decode_s": round(timings.decode_s, 4),
+            "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
+        },
+    }
+    common.print_json(result)

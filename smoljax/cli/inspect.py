@@ -1,0 +1,59 @@
+"""`smoljax models` and `smoljax inspect`: what there is, and what a model is made of."""
+
+from typing import Annotated, Any
+
+import typer
+
+from smoljax.cli import common
+
+
+def models(json: common.JsonOption = False) -> None:
+    """List models that have a name: bundled, fetched, ready to fetch; and the released sizes.
+
+    Example: `smoljax models`
+    """
+    from smoljax.models import list_models
+    from smoljax.presets import PRESETS
+
+    entries = list_models()
+    if json:
+        rows = [
+            {
+                "name": e.name,
+                "kind": e.kind,
+                "path": None if e.path is None else str(e.path),
+                "about": e.about,
+            }
+            for e in entries
+        ]
+        common.print_json({"models": rows, "sizes": list(PRESETS)})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "kind", "where", "about", box=None, header_style="bold", pad_edge=False)
+    for entry in entries:
+        table.add_row(entry.name, entry.kind, str(entry.path or "–"), entry.about, style=None)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(f"\nsizes, for `inspect` and `init`: {', '.join(PRESETS)}", highlight=False)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Any MODEL, or a released size.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Every tensor, not one line a group of layers.")
+    ] = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Show a model's config, parameter table, memory by dtype and what to know about its parity.
+
+    Example: `smoljax inspect smolvlm-256m`
+    """
+    from smoljax.cli.describe import describe, render
+
+    report: dict[str, Any] = describe(model, full=full)
+    if json:
+        common.print_json(report)
+    else:
+        render(report)

@@ -1,0 +1,101 @@
+"""The console script: sub-commands, and one line on standard error where something fails."""
+
+import contextlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from smoljax.cli import convert, generate, inspect, preprocess
+from smoljax.errors import SmoljaxError
+
+app = typer.Typer(
+    name="smoljax",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "SmolVLM, the small vision-language model, in pure JAX.\n\n"
+        "Example: `smoljax generate --model smollm2-135m --prompt 'What is the capital of France?'`\n\n"
+        "MODEL is a folder (Hugging Face layout, native, or LoRA), a `.gguf` file, or a name that "
+        "`smoljax models` lists. Results go to standard output, progress and notes to standard error. "
+        "Only `fetch` touches the network."
+    ),
+)
+app.command("generate", rich_help_panel="Run")(generate.generate)
+app.command("preprocess", rich_help_panel="Run")(preprocess.preprocess)
+app.command("logits", rich_help_panel="Run")(preprocess.logits)
+app.command("models", rich_help_panel="Models")(inspect.models)
+app.command("inspect", rich_help_panel="Models")(inspect.inspect)
+app.command("fetch", rich_help_panel="Models")(convert.fetch)
+app.command("init", rich_help_panel="Models")(convert.init)
+app.command("convert", rich_help_panel="Models")(convert.convert)
+
+
+def _version(value: bool) -> None:
+    if value:
+        import smoljax
+
+        print(f"smoljax {smoljax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="On failure, print the traceback too.")] = False,
+) -> None:
+    """Options before the sub-command."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command and exits: 0 done, 1 the work failed, 2 the call was wrong."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(_run(args, debug))
+
+
+def _run(args: list[str], debug: bool) -> int:
+    command: Any = typer.main.get_command(app)
+    try:
+        code = command.main(args=args, prog_name="smoljax", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `smoljax … | head`
+        with contextlib.suppress(OSError):
+            sys.stdout = open(os.devnull, "w")
+        return 0
+    except SmoljaxError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_status)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's and typer's own complaints about the call
+            message = error.format_message()  # type: ignore[attr-defined]
+            return _fail(message, 2) if message else 2
+        if debug:
+            raise
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            return _fail(f"{where}{error.strerror or error}", 1)
+        if isinstance(error, MemoryError):
+            return _fail("out of memory; try --dtype bfloat16, --longest-edge or --no-split", 1)
+        return _fail(f"{type(error).__name__}: {error} (a bug; --debug shows where)", 1)
+
+
+def _fail(message: str, status: int) -> int:
+    line = " ".join(message.split())
+    print(f"smoljax: error: {line}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The processor files of the released small models, made from SmolLM2's tokenizer.
+
+SmolVLM-256M, SmolVLM-500M and their SmolVLM2 successors share one vocabulary: SmolLM2's 49152 tokens and 128
+special ones. So whoever has SmolLM2's `tokenizer.json` can have theirs, without a download.
+"""
+
+import json
+
+from tokenizers import AddedToken, Tokenizer
+
+from smoljax.errors import SmoljaxError
+from smoljax.processing.testing import CHAT_TEMPLATE
+from smoljax.processing.tokenizer import END_OF_UTTERANCE, FAKE_TOKEN, GLOBAL_TOKEN, IMAGE_TOKEN
+
+BASE_SIZE = 49152
+NUM_RESERVED = 88
+
+
+def vlm_tokens() -> list[str]:
+    """The 128 tokens behind SmolLM2's, in id order: 49152 `<global-img>` … 49279 `<end_of_utterance>`."""
+    grid = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
+    reserved = [f"<|reserved_special_token_{i}|>" for i in range(NUM_RESERVED)]
+    return [GLOBAL_TOKEN, *grid, FAKE_TOKEN, IMAGE_TOKEN, *reserved, END_OF_UTTERANCE]
+
+
+def extend_tokenizer(tokenizer_json: bytes) -> bytes:
+    """SmolLM2's `tokenizer.json` → SmolVLM's.
+
+    Raises:
+      SmoljaxError: the tokenizer is not SmolLM2's (another number of tokens).
+    """
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
+    if tokenizer.get_vocab_size(with_added_tokens=True) != BASE_SIZE:
+        raise SmoljaxError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} tokens; SmolLM2's, which SmolVLM extends, has {BASE_SIZE}"
+        )
+    tokens = vlm_tokens()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
+    return tokenizer.to_str().encode()
+
+
+def processor_files(tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int) -> dict[str, bytes]:
+    """Every small file of a released checkpoint's processor.
+
+    Args:
+      tokenizer_json: SmolLM2's.
+      tile_size: pixels of a tile (512 for the small models, 384 for 2.2B).
+      longest_edge: what pictures are resized to (2048, or 1536).
+      image_seq_len: image tokens of a tile (64, or 81).
+    """
+    image = {
+        "do_convert_rgb": True,
+        "do_image_splitting": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SmolVLMImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "max_image_size": {"longest_edge": tile_size},
+        "processor_class": "SmolVLMProcessor",
+        "resample": 1,
+        "rescale_factor": 1 / 255,
+        "size": {"longest_edge": longest_edge},
+        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile_size}},
+    }
+    special = {
+        "bos_token": "<|im_start|>",
+        "eos_token": END_OF_UTTERANCE,
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
+    data = {
+        "preprocessor_config.json": image,
+        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": "SmolVLMProcessor"},
+        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
+        "generation_config.json": {"bos_token_id": 0, "eos_token_id": 49279, "pad_token_id": 2},
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {
+            **special,
+            "model_max_length": 8192,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "SmolVLMProcessor",
+        },
+    }
+    files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}
+    return {"tokenizer.json": extend_tokenizer(tokenizer_json), **files}

@@ -1,0 +1,30 @@
+"""Shared by all tests: shape checking of the lower floors, and a tiny model with processor."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+# Every public signature of the array functions and modules is checked at each call in these tests.
+install_import_hook(["smoljax.ops", "smoljax.nn", "smoljax.generation"], "beartype.beartype")
+
+import jax
+import pytest
+
+from smoljax import presets
+from smoljax.nn.smolvlm import init_params
+from smoljax.nn.stacking import unstack_layers
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    return presets.tiny()
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny_config):
+    """Random weights large enough that every layer matters."""
+    stacked = tiny_config.with_compute(scan_layers=True)
+    params = unstack_layers(jax.jit(lambda key: init_params(stacked, key))(jax.random.key(0)))
+    return jax.tree.map(lambda leaf: leaf * 1.5 if leaf.ndim > 1 else leaf, params)
