@@ -26,7 +26,8 @@ _HOME = {
     "load": "smoljax.models",
 }
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
+    "VLM",
     "ComputeConfig",
     "Processor",
     "Sampling",
@@ -35,7 +36,6 @@ __all__ = [  # noqa: PLE0604
     "SmoljaxError",
     "TextConfig",
     "UsageError",
-    "VLM",
     "VisionConfig",
     "abstract_params",
     "init_params",

@@ -135,7 +135,7 @@ class SmolVLMConfig:
             raise SmoljaxError("a model with a vision part needs scale_factor and image_token_id")
         if self.vision.grid % self.scale_factor:
             raise SmoljaxError(
-                f"pixel shuffle by {self.scale_factor} does not divide the {self.vision.grid}×{self.vision.grid} patch grid"
+                f"pixel shuffle by {self.scale_factor} does not divide {self.vision.grid}×{self.vision.grid} patches"
             )
 
     @property

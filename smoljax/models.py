@@ -1,5 +1,6 @@
 """From a name or a path to a loaded model."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,11 +125,11 @@ def enable_compilation_cache() -> Path:
 
     The commands do this; a library user decides alone. `JAX_COMPILATION_CACHE_DIR` wins where it is set.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(compilation_cache()))
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or compilation_cache())
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return Path(jax.config.jax_compilation_cache_dir or "")
+    return folder
 
 
 def _bundled() -> list[Path]:

@@ -12,7 +12,7 @@ import numpy as np
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError
 from smoljax.generation.generator import Generation, Generator, Sampling, Timings
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.smolvlm import SmolVLM, forward
 from smoljax.processing.processor import Batch, Processor, Sample
 
 
@@ -156,7 +156,9 @@ class VLM:
 
     def logits(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Teacher-forced scores [B, T, V] float32 of a processed prompt (`Batch.arrays()`)."""
-        inputs = {key: arrays[key] for key in ("input_ids", "attention_mask") if key in arrays}
+        inputs: dict[str, Any] = {
+            key: arrays[key] for key in ("input_ids", "attention_mask") if key in arrays
+        }
         if "pixel_values" in arrays:
             inputs["image_features"] = self.generator.encode_images(arrays)
             inputs["tile_mask"] = arrays["tile_mask"]
@@ -166,9 +168,7 @@ class VLM:
 
 
 def _forward(config: SmolVLMConfig, params: Any, inputs: Any) -> jax.Array:
-    logits = SmolVLM(config).apply({"params": params}, inputs).logits
-    assert logits is not None
-    return logits
+    return forward(config, params, inputs).logits
 
 
 class Stopwatch:

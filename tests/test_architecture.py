@@ -1,4 +1,4 @@
-"""The floors of docs/architecture.md: no import points up, heavy packages are never imported at module level."""
+"""The floors of docs/architecture.md: no import points up, heavy packages are imported in functions only."""
 
 import ast
 import subprocess

@@ -27,7 +27,7 @@ from smoljax.config import SmolVLMConfig, VisionConfig
 from smoljax.convert.hf import load_hf
 from smoljax.convert.hf_config import to_hf_config
 from smoljax.generation.generator import Generator
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.smolvlm import forward
 
 NEW_TOKENS = 64
 
@@ -179,7 +179,7 @@ def our_outputs(
 ) -> tuple[np.ndarray, list[list[int]]]:
     """smoljax's logits [B, T, V] (one plain `apply`) and greedy ids (the generation engine)."""
     with jax.default_matmul_precision("highest"):
-        logits = jax.jit(lambda p, b: SmolVLM(config).apply({"params": p}, b).logits)(params, batch)
+        logits = jax.jit(lambda p, b: forward(config, p, b).logits)(params, batch)
         answers = Generator(config, params, stop_ids=(), pad_id=0).generate(batch, new_tokens)
     return np.asarray(logits), [answer.token_ids for answer in answers]
 
@@ -191,19 +191,21 @@ def compare(name: str, new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
 
     case = cases()[name]
     model = reference_model(case.config)
-    if case.bf16:
-        model = model.to(torch.bfloat16)
     batch = random_batch(case)
     with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(io.StringIO()):
-            model.save_pretrained(folder)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            if case.bf16:
+                model.to(torch.bfloat16).save_pretrained(folder)
+                model = type(model).from_pretrained(folder, dtype=torch.float32).eval()
+            else:
+                model.save_pretrained(folder)
         checkpoint = load_hf(folder, dtype="float32")
         # The position-id variant is no part of config.json: it is what a user chooses.
         config = dataclasses.replace(checkpoint.config, vision=case.config.vision)
         assert config.text == case.config.text, (config.text, case.config.text)
         params = jax.tree.map(jax.numpy.asarray, checkpoint.params)
     started = time.perf_counter()
-    theirs, their_ids = reference_outputs(model.float(), batch, new_tokens)
+    theirs, their_ids = reference_outputs(model, batch, new_tokens)
     reference_s = time.perf_counter() - started
     started = time.perf_counter()
     ours, our_ids = our_outputs(config, params, batch, new_tokens)

@@ -62,8 +62,7 @@ def parity_notes(config: SmolVLMConfig) -> list[str]:
     if config.vision is not None:
         notes += [
             f"LayerNorm epsilon {config.vision.layer_norm_eps:g} in all vision norms, the last one included",
-            f"vision position ids: {config.vision.position_ids}; equal to transformers ≥ 4.57 and 5 for full "
-            "tiles, while 4.55–4.56 shifted them",
+            f"vision position ids: {config.vision.position_ids}; full tiles as in transformers ≥ 4.57 (4.55 shifts)",
             f"pixel shuffle {config.scale_factor}: {config.image_seq_len} image tokens a tile",
         ]
     return notes

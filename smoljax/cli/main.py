@@ -71,7 +71,7 @@ def _run(args: list[str], debug: bool) -> int:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `smoljax … | head`
         with contextlib.suppress(OSError):
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 0
     except SmoljaxError as error:
         if debug:

@@ -1,5 +1,6 @@
 """The three compiled programs of generation, as pure functions of parameters and state."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
 from smoljax.nn.cache import KVCache, init_cache
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.smolvlm import SmolVLM, forward
 from smoljax.ops import sampling
 
 
@@ -84,7 +85,7 @@ def prefill(
     """
     B, T = batch["input_ids"].shape
     cache = init_cache(config.text, config.compute, B, T + max_new_tokens)
-    out = SmolVLM(config).apply({"params": params}, batch, cache, "last")
+    out = forward(config, params, batch, cache, "last")
     seen = jnp.zeros((B, config.text.vocab_size if penalised else 0), bool)
     if penalised:
         rows = jnp.arange(B)[:, None]
@@ -112,14 +113,15 @@ def decode(
 ) -> DecodeState:
     """Generates until every row has stopped or has `limit` tokens; `limit` is an array, so streaming a token
     at a time and running to the end are the same program."""
-    module = SmolVLM(config)
 
     def unfinished(state: DecodeState) -> Array:
         return (state.step < limit) & ~state.done.all()
 
     def step(state: DecodeState) -> DecodeState:
-        out = module.apply({"params": params}, {"input_ids": state.token[:, None]}, state.cache, "last")
-        return _choose(state.replace(cache=out.cache), out.logits[:, -1], sampled, penalised, controls)
+        out = forward(config, params, {"input_ids": state.token[:, None]}, state.cache, "last")
+        return _choose(
+            dataclasses.replace(state, cache=out.cache), out.logits[:, -1], sampled, penalised, controls
+        )
 
     return jax.lax.while_loop(unfinished, step, state)
 
@@ -138,7 +140,8 @@ def _choose(
     else:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     token = jnp.where(state.done, controls.pad_id, token)
-    return state.replace(
+    return dataclasses.replace(
+        state,
         token=token,
         tokens=jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.step, axis=1),
         step=state.step + 1,

@@ -123,8 +123,9 @@ class Decoder(nn.Module):
             counted = counted + cache.valid.sum(axis=-1, keepdims=True, dtype=jnp.int32)
             seen = write(cache.valid, attention_mask, index)
             mask = causal_mask(seen, jnp.reshape(index, (-1, 1)) + jnp.arange(T)[None])
-        positions = counted if positions is None else positions
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = rope_tables(
+            counted if positions is None else positions, self.config.head_dim, self.config.rope_theta
+        )
         fields = {"config": self.config, "dtype": self.compute.dtype, "capture": self.capture}
         shared = (mask, cos, sin, index)
         x, outs = apply_layers(

@@ -1,7 +1,7 @@
 """The whole model: patch encoder → connector → shared embedding space → decoder → logits."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import flax.struct
@@ -141,13 +141,26 @@ class SmolVLM(nn.Module):
         return Output(scores, hidden, cache, {key: found[key] for key in self.capture if key in found})
 
 
+def forward(
+    config: SmolVLMConfig,
+    params: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    cache: KVCache | None = None,
+    logits: Literal["all", "last", "none"] = "all",
+    capture: tuple[str, ...] = (),
+) -> Output:
+    """`SmolVLM(config, capture).apply` as a plain function of parameters and batch; see `SmolVLM.__call__`."""
+    out = SmolVLM(config, capture).apply({"params": params}, batch, cache, logits)
+    return cast(Output, out)
+
+
 def init_params(config: SmolVLMConfig, key: Array) -> dict[str, Any]:
     """Fresh float32 parameters, a plain nested dict (paths: docs/architecture.md)."""
     batch: dict[str, Array] = {"input_ids": jnp.zeros((1, 1), jnp.int32)}
     if config.vision is not None:
         side = config.vision.image_size
         batch["pixel_values"] = jnp.zeros((1, 1, config.vision.num_channels, side, side), jnp.float32)
-    return SmolVLM(config).init(key, batch, logits="last")["params"]
+    return dict(SmolVLM(config).init(key, batch, logits="last")["params"])
 
 
 def abstract_params(config: SmolVLMConfig) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def apply_layers(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=num_layers,
         )
         return scanned(**fields, name="layers")(x, per_layer, shared)

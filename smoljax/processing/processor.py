@@ -163,7 +163,7 @@ class Processor:
     def tile_plan(
         self, width: int, height: int, *, longest_edge: int | None = None, split: bool | None = None
     ) -> TilePlan:
-        """What a picture of this size in pixels will become; `.image_tokens(config.image_seq_len)` is its cost."""
+        """What a picture of this size will become; `.image_tokens(config.image_seq_len)` is its cost."""
         return tile_plan(width, height, self._image_config(longest_edge, split))
 
     def __call__(

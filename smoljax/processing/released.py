@@ -39,7 +39,9 @@ def extend_tokenizer(tokenizer_json: bytes) -> bytes:
     return tokenizer.to_str().encode()
 
 
-def processor_files(tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int) -> dict[str, bytes]:
+def processor_files(
+    tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int
+) -> dict[str, bytes]:
     """Every small file of a released checkpoint's processor.
 
     Args:

@@ -33,7 +33,8 @@ def test_string_content_is_wrapped():
 
 def test_a_video_item_brings_the_template_that_knows_videos():
     messages = [{"role": "system", "content": "Be brief."}, *user({"type": "video"}, text("What?"), IMAGE)]
-    want = "<|im_start|>System: Be brief.<end_of_utterance>\nUser: <video>What?<image><end_of_utterance>\nAssistant:"
+    want = "<|im_start|>System: Be brief.<end_of_utterance>\n"
+    want += "User: <video>What?<image><end_of_utterance>\nAssistant:"
     assert render(messages) == want
     without = want.replace("<video>", "")
     assert render([messages[0], *user(text("What?"), IMAGE)]) == without
@@ -99,7 +100,8 @@ def test_pictures_inside_the_items_never_reach_the_template():
 
 def test_the_evaluations_prompt_is_one_question():
     messages = [{"role": "system", "content": "S"}, *user({"type": "video"}, text(" Q "))]
-    want = "<|im_start|>System: S <end_of_utterance>\n <|im_start|>User: <video> Q <end_of_utterance> \nAssistant:"
+    want = "<|im_start|>System: S <end_of_utterance>\n "
+    want += "<|im_start|>User: <video> Q <end_of_utterance> \nAssistant:"
     assert chat.render_vlmevalkit(messages) == want
     with pytest.raises(UsageError, match="one user message"):
         chat.render_vlmevalkit([*messages, {"role": "assistant", "content": "A"}])

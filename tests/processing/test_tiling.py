@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+from processing_golden import digest, load_golden
 
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.processing import ImageConfig, tile_plan
 from smoljax.processing.testing import pattern_picture, tiny_processor
 from smoljax.processing.tiling import cut_tiles, longest_edge_size, picture_tiles
-
-from .golden import digest, load_golden
 
 GOLDEN = load_golden("pictures.json")
 SETTINGS = {"tiny": (32, 128), "256M": (512, 2048), "2.2B": (384, 1536)}
@@ -58,7 +57,7 @@ def test_no_split_is_one_tile_and_a_plan_of_no_size_is_refused():
 
 @pytest.mark.skipif(
     PIL.__version__.split(".")[0] != GOLDEN["versions"]["pillow"].split(".")[0],
-    reason=f"Pillow's resize may round otherwise than in {GOLDEN['versions']['pillow']}, which made the golden file",
+    reason=f"Pillow's resize may round otherwise than the golden file's, {GOLDEN['versions']['pillow']}",
 )
 @pytest.mark.parametrize(("mode", "width", "height", "split", "sha"), GOLDEN["pixels"])
 def test_pixels_are_the_references_bit_by_bit(mode, width, height, split, sha):
