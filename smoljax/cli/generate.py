@@ -69,6 +69,9 @@ def generate(
     generation = vlm.generator.collect(chunks)[0]
     if not json:
         print()
+    for line in vlm.notes:
+        common.note(f"note: {line}")
+    if not json:
         return
     result: dict[str, Any] = {
         "text": "".join(pieces),
