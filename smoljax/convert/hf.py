@@ -45,7 +45,7 @@ def load_hf(folder: str | Path, dtype: str | None = None) -> Checkpoint:
       dtype: "float32" or "bfloat16" casts the weights; None keeps what is stored.
 
     Returns:
-      Params as views of the memory-mapped file where nothing is cast; the small files verbatim.
+      Params in the unstacked layout; the small files verbatim.
 
     Raises:
       SmoljaxError: not such a folder, a damaged file, a config that disagrees with the tensors, names that
@@ -178,8 +178,7 @@ def save_hf(
     with write_aside(Path(folder)) as scratch:
         shards = _split(stored, max_shard_bytes)
         for shard, members in shards.items():
-            table = {name: (stored[name][0].shape, stored[name][1]) for name in members}
-            write_safetensors(scratch / shard, table, read, {"format": "pt"})
+            write_safetensors(scratch / shard, {name: read(name) for name in members}, {"format": "pt"})
         total = sum(entry_bytes(entry, kind) for entry, kind in stored.values())
         if len(shards) > 1:
             weight_map = {name: shard for shard, members in shards.items() for name in members}

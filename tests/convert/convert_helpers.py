@@ -38,8 +38,7 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
 
 def write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Replaces a folder's one safetensors file."""
-    table = {name: (array.shape, array.dtype) for name, array in tensors.items()}
-    write_safetensors(folder / "model.safetensors", table, tensors.__getitem__, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
 
 
 class Folder:

@@ -13,7 +13,6 @@ from smoljax import presets
 from smoljax.convert.convert import convert, kind_of, load_checkpoint
 from smoljax.convert.hf import load_hf, save_hf
 from smoljax.convert.native import load_native, read_metadata, save_native
-from smoljax.convert.safetensors_file import open_safetensors
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.stacking import stack_layers
 
@@ -124,25 +123,6 @@ def test_a_changed_network_gets_a_new_config(tmp_path, folder: Folder):
     wider = random_checkpoint(presets.tiny(vocab_size=384))
     save_hf(dataclasses.replace(loaded, config=wider.config, params=wider.params), tmp_path / "out")
     assert load_hf(tmp_path / "out").config.text.vocab_size == 384
-
-
-def test_our_writer_is_the_package_s(tmp_path):
-    safetensors = pytest.importorskip("safetensors")
-    numpy_io = pytest.importorskip("safetensors.numpy")
-    rng = np.random.default_rng(0)
-    kinds = ("float32", "float16", "int64", "float64", "int32", "uint8", "float16", "bool", "float32")
-    pairs = zip("bacédzyxw", kinds, strict=True)
-    tensors = {name: rng.standard_normal((3, 4)).astype(kind) for name, kind in pairs}
-    numpy_io.save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
-    from convert_helpers import write
-
-    write(tmp_path, tensors)
-    assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
-    with safetensors.safe_open(tmp_path / "model.safetensors", "numpy") as file:
-        assert file.metadata() == {"format": "pt"}
-    assert {n: t.read().tobytes() for n, t in open_safetensors(tmp_path / "theirs").items()} == {
-        n: a.tobytes() for n, a in tensors.items()
-    }
 
 
 def test_kinds(tmp_path, folder: Folder):
