@@ -70,5 +70,9 @@ def _files(preset: str, config: SmolVLMConfig, tokenizer: str) -> dict[str, byte
     edges = {512: 2048, 384: 1536}
     size = config.vision.image_size
     return processor_files(
-        base["tokenizer.json"], tile_size=size, longest_edge=edges[size], image_seq_len=config.image_seq_len
+        base["tokenizer.json"],
+        tile_size=size,
+        longest_edge=edges[size],
+        image_seq_len=config.image_seq_len,
+        video=config.model_type == "smolvlm",
     )

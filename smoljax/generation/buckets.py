@@ -2,25 +2,12 @@
 
 from smoljax.errors import UsageError
 
+#: Finer than powers of two: a padded place costs as much as a real one.
 PROMPT_BUCKETS = (
-    32,
-    64,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1280,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
-    12288,
-    16384,
+    *range(32, 160, 32),
+    *range(160, 384, 64),
+    *range(384, 1280, 128),
+    *(1280, 1536, 1792, 2048, 2560, 3072, 4096, 5120, 6144, 8192, 12288, 16384),
 )
 NEW_TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 

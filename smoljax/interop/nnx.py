@@ -26,7 +26,7 @@ except Exception as error:  # an ill-matched pair fails with ImportError, Attrib
     ) from error
 
 
-def to_nnx(module: nn.Module, params: Mapping[str, Any]) -> nnx.Module:
+def to_nnx(module: nn.Module, params: Mapping[str, Any]) -> bridge.ToNNX:
     """A Linen module and its parameters as one stateful NNX module.
 
     Nothing is initialised or computed, and jax arrays are shared with `params`, not copied: do not go on using

@@ -40,7 +40,7 @@ def extend_tokenizer(tokenizer_json: bytes) -> bytes:
 
 
 def processor_files(
-    tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int
+    tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int, video: bool
 ) -> dict[str, bytes]:
     """Every small file of a released checkpoint's processor.
 
@@ -49,8 +49,10 @@ def processor_files(
       tile_size: pixels of a tile (512 for the small models, 384 for 2.2B).
       longest_edge: what pictures are resized to (2048, or 1536).
       image_seq_len: image tokens of a tile (64, or 81).
+      video: SmolVLM2's files, which know video, instead of SmolVLM's.
     """
-    image = {
+    family = "SmolVLM" if video else "Idefics3"
+    image: dict[str, object] = {
         "do_convert_rgb": True,
         "do_image_splitting": True,
         "do_normalize": True,
@@ -58,15 +60,16 @@ def processor_files(
         "do_rescale": True,
         "do_resize": True,
         "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SmolVLMImageProcessor",
+        "image_processor_type": f"{family}ImageProcessor",
         "image_std": [0.5, 0.5, 0.5],
         "max_image_size": {"longest_edge": tile_size},
-        "processor_class": "SmolVLMProcessor",
+        "processor_class": f"{family}Processor",
         "resample": 1,
         "rescale_factor": 1 / 255,
         "size": {"longest_edge": longest_edge},
-        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile_size}},
     }
+    if video:
+        image["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile_size}}
     special = {
         "bos_token": "<|im_start|>",
         "eos_token": END_OF_UTTERANCE,
@@ -75,7 +78,7 @@ def processor_files(
     }
     data = {
         "preprocessor_config.json": image,
-        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": "SmolVLMProcessor"},
+        "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": f"{family}Processor"},
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
         "generation_config.json": {"bos_token_id": 0, "eos_token_id": 49279, "pad_token_id": 2},
         "special_tokens_map.json": special,
@@ -83,7 +86,7 @@ def processor_files(
             **special,
             "model_max_length": 8192,
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "SmolVLMProcessor",
+            "processor_class": f"{family}Processor",
         },
     }
     files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}

@@ -1,0 +1,59 @@
+"""The notebooks: script and notebook are one, what is committed was run here cleanly, and it runs again."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="the notebooks extra is not installed")
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+SCRIPTS = sorted(FOLDER.glob("*.py"))
+
+
+def cells(notebook):
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_script_and_notebook_are_in_sync(script):
+    paired = script.with_suffix(".ipynb")
+    assert paired.exists(), f"make it: jupytext --to ipynb --execute {script}"
+    hint = f"bring them together: jupytext --sync {script}, then run the notebook again"
+    assert cells(jupytext.read(script)) == cells(jupytext.read(paired)), hint
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_committed_outputs_are_whole_clean_and_small(script):
+    path = script.with_suffix(".ipynb")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+        "not run from top to bottom"
+    )
+    for cell in code:
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr", output.text
+            text = str(output.get("text", "")) + str(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(r"/(home|root|Users|tmp|work)/|[A-Z]:\\", text), text
+    assert path.stat().st_size < 400_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["as it is here", "nothing fetched"])
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_notebook_runs(script, model, monkeypatch, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    if model == "nothing fetched":
+        monkeypatch.setenv("SMOLJAX_CACHE", str(tmp_path / "cache"))
+    notebook = jupytext.read(script.with_suffix(".ipynb"))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
+    client.execute()
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
+    if script.stem == "quickstart":
+        assert "every byte the same: True" in printed
+        assert model != "nothing fetched" or "Going on with the tiny untrained model" in printed
