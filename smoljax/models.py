@@ -1,16 +1,19 @@
 """From a name or a path to a loaded model."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from smoljax import hub
 from smoljax.convert import native
+from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint
+from smoljax.convert.hf import check_dtype
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.stacking import stack_layers
 from smoljax.paths import compilation_cache
@@ -65,7 +68,11 @@ def default_dtype() -> str:
 
 
 def load(
-    model: str | Path, dtype: str | None = None, scan_layers: bool = False, tile_batch: int | None = None
+    model: str | Path,
+    dtype: str | None = None,
+    scan_layers: bool = False,
+    tile_batch: int | None = None,
+    background: bool = False,
 ) -> VLM:
     """Loads a model ready to use.
 
@@ -75,6 +82,8 @@ def load(
       dtype: of weights and activations, "float32" or "bfloat16"; None: `default_dtype`.
       scan_layers: keep layers stacked and run them with `lax.scan`; compiles faster, decodes slower on CPU.
       tile_batch: tiles that go through the patch encoder at a time (see `Generator`).
+      background: return before the weights of a native folder are read; whoever needs them waits, and compiling
+        does not. A damaged weight is then an error at first use. Other kinds are read at once.
 
     Raises:
       UsageError: no such model.
@@ -82,25 +91,40 @@ def load(
     """
     watch = Stopwatch()
     dtype = dtype or default_dtype()
+    check_dtype(dtype)
     path = resolve(model)
-    checkpoint = load_checkpoint(path, dtype)
-    params = jax.tree.map(jnp.asarray, checkpoint.params)
-    config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
+
+    def read() -> Checkpoint:
+        return load_checkpoint(path, dtype)
+
+    def place(checkpoint: Checkpoint) -> dict[str, Any]:
+        params = jax.tree.map(jnp.asarray, checkpoint.params)
+        vlm.load_s = watch.seconds()
+        return stack_layers(params) if scan_layers else params
+
+    later = background and kind_of(path) == "native"
+    checkpoint = native.open_native(path) if later else read()
     processor = None
     if "tokenizer.json" in checkpoint.files:
         try:
-            processor = Processor.from_files(checkpoint.files, vision=config.vision is not None)
+            processor = Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
         except SmoljaxError as error:
             raise type(error)(f"{path}: {error}") from error
-    return VLM(
-        config=config,
-        params=stack_layers(params) if scan_layers else params,
+    vlm = VLM(
+        config=checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none"),
+        weights={},
         processor=processor,
         name=str(model),
         notes=checkpoint.notes,
-        load_s=watch.seconds(),
         tile_batch=tile_batch,
     )
+    if later:
+        pool = ThreadPoolExecutor(1, "smoljax-load")
+        vlm.weights = pool.submit(lambda: place(read()))
+        pool.shutdown(wait=False)
+    else:
+        vlm.weights = place(checkpoint)
+    return vlm
 
 
 def load_processor(model: str | Path) -> Processor:

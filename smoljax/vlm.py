@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, overload
@@ -22,21 +23,34 @@ class VLM:
 
     Attributes:
       config: the architecture, and how it is executed.
-      params: a plain nested dict of jax arrays (paths: docs/architecture.md).
+      weights: a plain nested dict of jax arrays (paths: docs/architecture.md), or a Future of it while it is
+        still being read; `params` waits for it.
       processor: pictures, prompts and tokens; None where the checkpoint has no tokenizer.
       name: what it was loaded by.
       notes: what the reader of the checkpoint had to infer or drop.
       load_s: wall seconds that loading took.
+      tile_batch: see `Generator`.
     """
 
     config: SmolVLMConfig
-    params: dict[str, Any]
+    weights: dict[str, Any] | Future[dict[str, Any]]
     processor: Processor | None
     name: str = ""
     notes: tuple[str, ...] = ()
     load_s: float = 0.0
     tile_batch: int | None = None
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters, waited for if they are still being read.
+
+        Raises:
+          SmoljaxError: they turn out to be damaged.
+        """
+        if isinstance(self.weights, Future):
+            self.weights = self.weights.result()
+        return self.weights
 
     @property
     def module(self) -> SmolVLM:
@@ -47,7 +61,7 @@ class VLM:
     def generator(self) -> Generator:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
-        return Generator(self.config, self.params, processor.stop_ids, processor.pad_id, self.tile_batch)
+        return Generator(self.config, self.weights, processor.stop_ids, processor.pad_id, self.tile_batch)
 
     def require_processor(self) -> Processor:
         """The processor; raises SmoljaxError where the checkpoint came without a tokenizer."""

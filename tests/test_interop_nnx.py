@@ -87,7 +87,7 @@ def test_numpy_parameters_methods_and_updates(tiny_config, tiny_params):
     model = to_nnx(SmolVLM(tiny_config), jax.tree.map(np.asarray, tiny_params))
     features, _ = model.encode_images(BATCH["pixel_values"])
     assert features.shape == (1, 1, 4, 32)
-    model.connector["proj"]["kernel"].set_value(jnp.zeros_like(model.connector["proj"]["kernel"][...]))
+    nnx.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model)))
     assert not np.asarray(model.encode_images(BATCH["pixel_values"])[0]).any()
     assert not np.asarray(from_nnx(model)["connector"]["proj"]["kernel"]).any()
     assert np.asarray(tiny_params["connector"]["proj"]["kernel"]).any()  # what it was made from stays

@@ -19,8 +19,8 @@ def cells(notebook):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_script_and_notebook_are_in_sync(script):
     paired = script.with_suffix(".ipynb")
-    assert paired.exists(), f"make it: jupytext --to ipynb --execute {script}"
-    hint = f"bring them together: jupytext --sync {script}, then run the notebook again"
+    assert paired.exists(), f"make it: jupytext --sync {script} && jupyter execute --inplace {paired}"
+    hint = f"bring them together: jupytext --sync {script} && jupyter execute --inplace {paired}"
     assert cells(jupytext.read(script)) == cells(jupytext.read(paired)), hint
 
 

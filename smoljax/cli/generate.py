@@ -55,7 +55,7 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype)
+    vlm = load(model, dtype=dtype, background=True)
     watch = Stopwatch()
     batch = vlm.prepare(**sample)
     preprocess_s = watch.seconds()

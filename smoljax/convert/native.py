@@ -5,6 +5,7 @@ params/           the weights, saved by Orbax (OCDBT, uncompressed; layers stack
 processor/        the small files of the original, verbatim
 """
 
+import dataclasses
 import logging
 import zlib
 from collections.abc import Iterator
@@ -108,9 +109,20 @@ def load_native(folder: str | Path, dtype: str | None = None, *, verify: bool = 
     params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"])))
     if dtype is not None:
         params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
+    return dataclasses.replace(open_native(folder), params=params)
+
+
+def open_native(folder: str | Path) -> Checkpoint:
+    """A native folder's config, small files and notes; `params` stays empty.
+
+    Raises:
+      SmoljaxError: as `read_metadata`.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
     kept = folder / FILES_FOLDER
     files = {path.name: path.read_bytes() for path in sorted(kept.iterdir())} if kept.is_dir() else {}
-    return Checkpoint(config, params, files, tuple(metadata["notes"]), source=str(folder))
+    return Checkpoint(_config(folder, metadata), {}, files, tuple(metadata["notes"]), source=str(folder))
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
+from smoljax.nn.smolvlm import abstract_params
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Generator:
 
     Attributes:
       config: the model.
-      params: its parameters, on the device, in the layout of `config.compute.scan_layers`.
+      params: its parameters, on the device, in the layout of `config.compute.scan_layers`; or a Future of
+        them, in the compute dtype, so that programs are compiled while the weights are read.
       stop_ids: tokens that end an answer (from the checkpoint).
       pad_id: fills rows that ended earlier than others.
       tile_batch: tiles that go through the patch encoder together; bounds its memory. By default 1 on a CPU,
@@ -129,38 +132,23 @@ class Generator:
                 "positions: shorten the prompt, ask for fewer tokens, or spend fewer on the picture "
                 "(--longest-edge, --no-split)"
             )
-        static = (sampling.temperature > 0, sampling.repetition_penalty != 1.0)
-        controls = programs.Controls(
-            temperature=jnp.float32(sampling.temperature),
-            top_k=jnp.int32(sampling.top_k or self.config.text.vocab_size),
-            top_p=jnp.float32(sampling.top_p),
-            repetition_penalty=jnp.float32(sampling.repetition_penalty),
-            stop_ids=jnp.asarray(self.stop_ids, jnp.int32),
-            pad_id=jnp.int32(self.pad_id),
-            key=jax.random.key(sampling.seed),
-        )
-        padded = self._pad(batch, timings)
-        room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS)
-        args = (self.params, padded, controls)
-        first = self._compile(
-            "prefill", (*static, room), partial(programs.prefill, self.config, *static, room), args, timings
-        )
+        controls = self._controls(sampling)
+        if batch.get("pixel_values") is not None:
+            self._check_places(batch)
+        run = self.compile(batch, max_new_tokens, sampling, timings)
+        padded = self._pad(batch, run, timings)
         started = time.perf_counter()
-        state = first(*args)
+        state = run.prefill(self.weights, padded, controls)
         tokens = np.asarray(state.tokens[:, :1])
         timings.prefill_s += time.perf_counter() - started
         _check_finite(state)
         yield tokens
         produced = 1
-        more: Callable[..., Any] | None = None
         while produced < max_new_tokens and not bool(state.done.all()):
             target = jnp.int32(min(produced + stride, max_new_tokens))
-            args = (self.params, state, target, controls)
-            if more is None:
-                function = partial(programs.decode, self.config, *static)
-                more = self._compile("decode", static, function, args, timings, donate=(1,))
+            assert run.decode is not None
             started = time.perf_counter()
-            state = more(*args)
+            state = run.decode(self.weights, state, target, controls)
             reached = int(state.step)
             tokens = np.asarray(state.tokens[:, produced:reached])
             timings.decode_s += time.perf_counter() - started
@@ -190,26 +178,66 @@ class Generator:
             rows.append(Generation(row[: ends[0] + 1], "stop") if ends else Generation(row, "length"))
         return rows
 
+    def compile(
+        self,
+        batch: Mapping[str, np.ndarray],
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        timings: Timings | None = None,
+    ) -> "Compiled":
+        """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
+
+        Programs that are there already are taken as they are. `stream` and `generate` call this first, while
+        the weights may still be on their way from the disk.
+        """
+        sampling, timings = sampling or Sampling(), timings if timings is not None else Timings()
+        static = (sampling.temperature > 0, sampling.repetition_penalty != 1.0)
+        B, T = np.shape(batch["input_ids"])
+        length = self._bucket(T)
+        shapes: dict[str, Any] = {
+            "input_ids": jax.ShapeDtypeStruct((B, length), jnp.int32),
+            "attention_mask": jax.ShapeDtypeStruct((B, length), jnp.bool_),
+        }
+        vision = None
+        if batch.get("pixel_values") is not None:
+            vision = self._vision_program(batch, timings)
+            room = self._feature_room(length, batch)
+            shapes["image_features"] = jax.ShapeDtypeStruct(
+                self._feature_shape(B, room), self.config.compute.dtype
+            )
+            shapes["tile_mask"] = jax.ShapeDtypeStruct((B, room), jnp.bool_)
+        room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS)
+        controls = jax.eval_shape(lambda: self._controls(sampling))
+        function = partial(programs.prefill, self.config, *static, room)
+        args = (self.weight_shapes, shapes, controls)
+        prefill = self._program("prefill", (*static, room), function, args, timings)
+        decode = None
+        if max_new_tokens > 1:
+            state = jax.eval_shape(function, *args)
+            args = (self.weight_shapes, state, jax.ShapeDtypeStruct((), jnp.int32), controls)
+            function = partial(programs.decode, self.config, *static)
+            decode = self._program("decode", static, function, args, timings, donate=(1,))
+        return Compiled(vision, prefill, decode)
+
     def encode_images(
-        self, batch: Mapping[str, np.ndarray], num_tiles: int | None = None, timings: Timings | None = None
+        self,
+        batch: Mapping[str, np.ndarray],
+        num_tiles: int | None = None,
+        timings: Timings | None = None,
     ) -> jax.Array:
         """Image tokens [B, num_tiles, Q, D] of the batch's tiles, `tile_batch` tiles at a time.
 
         Padding tiles are not encoded; their features are zero. `num_tiles` ≥ I leaves room behind.
         """
         timings = timings if timings is not None else Timings()
+        encode, size = self._vision_program(batch, timings), self._tiles_at_once
         pixels, real = np.asarray(batch["pixel_values"]), np.asarray(batch["tile_mask"])
         masks = batch.get("pixel_attention_mask")
-        size = self.tile_batch or (1 if jax.default_backend() == "cpu" else 8)
-        shape = (
-            real.shape[0],
-            num_tiles or real.shape[1],
-            self.config.image_seq_len,
-            self.config.text.hidden_size,
-        )
+        shape = self._feature_shape(real.shape[0], num_tiles or real.shape[1])
         features = np.zeros(shape, jnp.dtype(self.config.compute.dtype))
         places = np.argwhere(real)
-        parts = {name: self.params[name] for name in ("vision", "connector")}
+        parts = _vision_parts(self.weights)
+        started = time.perf_counter()
         for start in range(0, len(places), size):
             rows, tiles = places[start : start + size].T
             chunk = np.zeros((size, *pixels.shape[2:]), np.float32)
@@ -218,38 +246,88 @@ class Generator:
             if masks is not None:
                 mask = np.ones((size, *pixels.shape[3:]), bool)
                 mask[: len(rows)] = np.asarray(masks)[rows, tiles]
-            args = (parts, chunk, mask)
-            encode = self._compile("vision", (), partial(programs.encode_tiles, self.config), args, timings)
-            started = time.perf_counter()
-            features[rows, tiles] = np.asarray(encode(*args))[: len(rows)]
-            timings.vision_s += time.perf_counter() - started
+            features[rows, tiles] = np.asarray(encode(parts, chunk, mask))[: len(rows)]
+        timings.vision_s += time.perf_counter() - started
         return jnp.asarray(features)
 
-    def _pad(self, batch: Mapping[str, np.ndarray], timings: Timings) -> dict[str, jax.Array]:
+    @property
+    def weights(self) -> Any:
+        """The parameters, waited for if they are still being read."""
+        if isinstance(self.params, Future):
+            self.params = self.params.result()
+        return self.params
+
+    @property
+    def weight_shapes(self) -> Any:
+        """The parameters' shapes and dtypes, known before the weights are there."""
+        if not isinstance(self.params, Future):
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
+        dtype = jnp.dtype(self.config.compute.dtype)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(self.config)
+        )
+
+    @property
+    def _tiles_at_once(self) -> int:
+        return self.tile_batch or (1 if jax.default_backend() == "cpu" else 8)
+
+    def _bucket(self, length: int) -> int:
+        return min(round_up(length, PROMPT_BUCKETS), self.config.text.max_positions)
+
+    def _feature_room(self, length: int, batch: Mapping[str, np.ndarray]) -> int:
+        """Tiles that a prompt of `length` tokens can hold: so the prompt's bucket alone decides the shapes."""
+        return max(-(-length // self.config.image_seq_len), np.shape(batch["tile_mask"])[1])
+
+    def _feature_shape(self, rows: int, tiles: int) -> tuple[int, int, int, int]:
+        return (rows, tiles, self.config.image_seq_len, self.config.text.hidden_size)
+
+    def _controls(self, sampling: Sampling) -> programs.Controls:
+        return programs.Controls(
+            temperature=jnp.float32(sampling.temperature),
+            top_k=jnp.int32(sampling.top_k or self.config.text.vocab_size),
+            top_p=jnp.float32(sampling.top_p),
+            repetition_penalty=jnp.float32(sampling.repetition_penalty),
+            stop_ids=jnp.asarray(self.stop_ids, jnp.int32),
+            pad_id=jnp.int32(self.pad_id),
+            key=jax.random.key(sampling.seed),
+        )
+
+    def _pad(
+        self, batch: Mapping[str, np.ndarray], run: "Compiled", timings: Timings
+    ) -> dict[str, jax.Array]:
         """Pads prompts on the left to their bucket and lays out the image features for it."""
         ids = np.asarray(batch["input_ids"], np.int32)
         mask = np.asarray(batch.get("attention_mask", np.ones_like(ids)), bool)
-        length = min(round_up(ids.shape[1], PROMPT_BUCKETS), self.config.text.max_positions)
-        extra = length - ids.shape[1]
+        extra = self._bucket(ids.shape[1]) - ids.shape[1]
         padded = {
             "input_ids": jnp.asarray(np.pad(ids, ((0, 0), (extra, 0)), constant_values=self.pad_id)),
             "attention_mask": jnp.asarray(np.pad(mask, ((0, 0), (extra, 0)))),
         }
-        if batch.get("pixel_values") is not None:
-            Q = self.config.image_seq_len
-            counts = (ids == self.config.image_token_id).sum(axis=-1)
+        if run.vision is not None:
             real = np.asarray(batch["tile_mask"])
-            for row, (places, tiles) in enumerate(zip(counts, real.sum(axis=-1), strict=True)):
-                if places != tiles * Q:
-                    raise UsageError(
-                        f"row {row} has {places} <image> tokens for {tiles} tiles of {Q}: the numbers must match"
-                    )
-            room = max(-(-length // Q), real.shape[1])
+            room = self._feature_room(extra + ids.shape[1], batch)
             padded["image_features"] = self.encode_images(batch, room, timings)
             padded["tile_mask"] = jnp.asarray(np.pad(real, ((0, 0), (0, room - real.shape[1]))))
         return padded
 
-    def _compile(
+    def _check_places(self, batch: Mapping[str, np.ndarray]) -> None:
+        Q = self.config.image_seq_len
+        counts = (np.asarray(batch["input_ids"]) == self.config.image_token_id).sum(axis=-1)
+        for row, (places, tiles) in enumerate(zip(counts, batch["tile_mask"].sum(axis=-1), strict=True)):
+            if places != tiles * Q:
+                raise UsageError(
+                    f"row {row} has {places} <image> tokens for {tiles} tiles of {Q}: the numbers must match"
+                )
+
+    def _vision_program(self, batch: Mapping[str, np.ndarray], timings: Timings) -> Callable[..., Any]:
+        size, tile = self._tiles_at_once, np.shape(batch["pixel_values"])[2:]
+        mask = None
+        if batch.get("pixel_attention_mask") is not None:
+            mask = jax.ShapeDtypeStruct((size, *tile[1:]), jnp.bool_)
+        args = (_vision_parts(self.weight_shapes), jax.ShapeDtypeStruct((size, *tile), jnp.float32), mask)
+        return self._program("vision", (), partial(programs.encode_tiles, self.config), args, timings)
+
+    def _program(
         self,
         name: str,
         static: tuple[Any, ...],
@@ -263,12 +341,22 @@ class Generator:
         key = (name, static, shapes)
         if key not in self.compiled:
             started = time.perf_counter()
-            try:
-                self.compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
-            except (TypeError, ValueError) as error:
-                raise SmoljaxError(f"the model's parameters do not fit its config: {error}") from error
+            self.compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
             timings.compile_s += time.perf_counter() - started
         return self.compiled[key]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The programs of one batch: `vision` only with pictures, `decode` only for more than one token."""
+
+    vision: Callable[..., Any] | None
+    prefill: Callable[..., Any]
+    decode: Callable[..., Any] | None
+
+
+def _vision_parts(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in ("vision", "connector")}
 
 
 def _check_finite(state: programs.DecodeState) -> None:

@@ -48,7 +48,7 @@ def to_nnx(module: nn.Module, params: Mapping[str, Any]) -> bridge.ToNNX:
         raise UsageError("to_nnx takes the parameters themselves: params, not {'params': params} and not {}")
     model = bridge.ToNNX(module)
     for name, part in params.items():
-        # Lists and dicts of Params become part of the module's state on assignment.
+        # Nested dicts of Params become part of the module's state on assignment.
         setattr(model, name, jax.tree.map(lambda leaf: nnx.Param(jnp.asarray(leaf)), _plain(part)))
     return model
 
