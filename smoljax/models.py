@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from smoljax import hub
 from smoljax.convert import native
@@ -98,7 +97,8 @@ def load(
         return load_checkpoint(path, dtype)
 
     def place(checkpoint: Checkpoint) -> dict[str, Any]:
-        params = jax.tree.map(jnp.asarray, checkpoint.params)
+        # Aliasing keeps mapped weights where they are: no copy on a CPU.
+        params = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), checkpoint.params)
         vlm.load_s = watch.seconds()
         return stack_layers(params) if scan_layers else params
 

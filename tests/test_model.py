@@ -11,7 +11,7 @@ from smoljax import presets
 from smoljax.nn.cache import init_cache
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.patch_encoder import PatchEncoder
-from smoljax.nn.smolvlm import CAPTURES, SmolVLM, abstract_params, count_params
+from smoljax.nn.smolvlm import CAPTURES, SmolVLM, abstract_params, count_params, init_params
 from smoljax.nn.stacking import stack_layers, truncate_layers, unstack_layers
 
 IMAGE = 300
@@ -56,6 +56,13 @@ def test_published_counts(name, tensors, parameters):
     stacked = abstract_params(config.with_compute(scan_layers=True))
     assert count_params(stacked)[1] == parameters
     assert jax.tree.map(lambda a, b: a.shape == b.shape, unstack_layers(stacked), abstract_params(config))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_abstract_params_are_those_of_init(tiny_config, scan):
+    config = tiny_config.with_compute(scan_layers=scan)
+    traced = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    assert traced == abstract_params(config)
 
 
 @pytest.mark.parametrize("position", [0, 3, 14])  # before and behind the image tokens

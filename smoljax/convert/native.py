@@ -1,7 +1,7 @@
-"""The native folder: what `smoljax convert` writes and loads in about a second.
+"""The native folder: what `smoljax convert` writes, and what loads without copying the weights.
 
 smoljax.json      format and converter version, config, layout, dtype, counts, size and CRC-32 of every file
-params/           the weights, saved by Orbax (OCDBT, uncompressed; layers stacked)
+params/           the weights, saved by Orbax (Zarr 3, uncompressed, a folder an array; layers stacked)
 processor/        the small files of the original, verbatim
 """
 
@@ -21,6 +21,7 @@ from smoljax.config import SmolVLMConfig, from_dict, to_dict
 from smoljax.convert import names
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves, set_leaf
 from smoljax.convert.hf import check_dtype, checked_leaves, json_bytes
+from smoljax.convert.mapped_zarr import map_array
 from smoljax.convert.tensor_files import cast, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError
@@ -163,18 +164,15 @@ def _config(folder: Path, metadata: dict[str, Any]) -> SmolVLMConfig:
 
 
 def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str, Any]:
-    import orbax.checkpoint as ocp
-
+    """The stored tree: mapped where that is possible, else read by Orbax."""
     wanted: dict[str, Any] = {}
     for entry in names.expand(config):
         set_leaf(wanted, entry.ours, jax.ShapeDtypeStruct(entry.our_shape, np.float32))
     tree = stack_layers(wanted) if scan_layers else wanted
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     try:
-        with _quiet():
-            found = _checkpointer().restore(
-                (folder / PARAMS_FOLDER).absolute(), args=_args().PyTreeRestore(restore_args=restore_args)
-            )
+        found = _mapped(folder / PARAMS_FOLDER, tree)
+        if found is None:
+            found = _read_by_orbax(folder / PARAMS_FOLDER, tree)
     except Exception as error:  # Orbax and TensorStore raise many kinds; all mean the same here
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SmoljaxError(
@@ -188,12 +186,37 @@ def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str
     return found
 
 
+def _mapped(params: Path, tree: dict[str, Any]) -> dict[str, Any] | None:
+    """All arrays as views of their files, or None where one is stored in a form that cannot be mapped."""
+    stored = {path.name for path in params.iterdir() if path.is_dir()}
+    leaves = {path: path.replace("/", ".") for path, _ in iterate_leaves(tree)}
+    if stored != set(leaves.values()):
+        return None
+    found: dict[str, Any] = {}
+    for path, name in leaves.items():
+        array = map_array(params / name)
+        if array is None:
+            return None
+        set_leaf(found, path, array)
+    return found
+
+
+def _read_by_orbax(params: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with _quiet():
+        return _checkpointer().restore(
+            params.absolute(), args=_args().PyTreeRestore(restore_args=restore_args)
+        )
+
+
 def _checkpointer() -> Any:
-    """Zarr 3 in OCDBT files, uncompressed: the fastest to read of Orbax's formats."""
+    """Zarr 3, a folder an array, uncompressed: any Orbax reads it, and `map_array` need not even read it."""
     import orbax.checkpoint as ocp
 
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=True,
+        use_ocdbt=False,
         use_zarr3=True,
         use_compression=False,
         save_concurrent_gb=1,  # bounds the copies in flight
@@ -217,11 +240,9 @@ def _files_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _crc32(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+    size = path.stat().st_size
+    # One call on the mapped file: it leaves the interpreter free for other threads all the while.
+    return zlib.crc32(np.memmap(path, np.uint8, "r").data) if size else 0
 
 
 @contextmanager

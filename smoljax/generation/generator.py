@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import jax
@@ -257,7 +257,7 @@ class Generator:
             self.params = self.params.result()
         return self.params
 
-    @property
+    @cached_property
     def weight_shapes(self) -> Any:
         """The parameters' shapes and dtypes, known before the weights are there."""
         if not isinstance(self.params, Future):
