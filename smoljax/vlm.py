@@ -53,6 +53,11 @@ class VLM:
         return self.weights
 
     @property
+    def untrained(self) -> bool:
+        """Whether the weights are known to be random (`smoljax init`)."""
+        return any(note.startswith("untrained") for note in self.notes)
+
+    @property
     def module(self) -> SmolVLM:
         """The Linen module: `vlm.module.apply({"params": vlm.params}, batch)`."""
         return SmolVLM(self.config)

@@ -69,8 +69,8 @@ def generate(
     generation = vlm.generator.collect(chunks)[0]
     if not json:
         print()
-    for line in vlm.notes:
-        common.note(f"note: {line}")
+    if vlm.untrained:
+        common.note(f"note: {model} is untrained (random weights): these words mean nothing")
     if not json:
         return
     result: dict[str, Any] = {

@@ -237,15 +237,22 @@ def test_damaged_native_folder(tmp_path, checkpoint: Checkpoint):
     largest = max(files, key=lambda path: path.stat().st_size)
     data = largest.read_bytes()
     largest.write_bytes(data[: len(data) // 2])
-    refused(tmp_path / "n", "damaged", largest.name)
+    refused(tmp_path / "n", "damaged", str(largest.relative_to(tmp_path / "n")))
     largest.unlink()
-    refused(tmp_path / "n", "damaged", largest.name, "missing")
+    refused(tmp_path / "n", "damaged", str(largest.relative_to(tmp_path / "n")), "missing")
     largest.write_bytes(b"\0" * len(data))
-    refused(tmp_path / "n", "damaged", largest.name)
+    refused(tmp_path / "n", "damaged", str(largest.relative_to(tmp_path / "n")))
+    described = next(path for path in files if path.name == "zarr.json")
+    kept = described.read_bytes()
+    described.write_bytes(b"{")
+    with pytest.raises(SmoljaxError, match="damaged"):
+        load_native(tmp_path / "n")
+    described.write_bytes(b"{" + b" " * (len(kept) - 1))
     with pytest.raises(SmoljaxError, match="damaged: params cannot be read"):
         load_native(tmp_path / "n", verify=False)
+    described.write_bytes(kept)
     largest.write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])
-    refused(tmp_path / "n", "damaged", largest.name, "has not the content")
+    refused(tmp_path / "n", "damaged", str(largest.relative_to(tmp_path / "n")), "has not the content")
 
 
 @UNRAISABLE
