@@ -192,7 +192,7 @@ def smollm2_1_7b() -> SmolVLMConfig:
 
 
 def tiny(*, tie_embeddings: bool = False, vocab_size: int = 320, image_token_id: int = 300) -> SmolVLMConfig:
-    """A model of a few thousand parameters with every part of the big ones (GQA, pixel shuffle), for tests."""
+    """A model of 66,232 parameters with every part of the big ones (GQA, pixel shuffle), for tests."""
     return SmolVLMConfig(
         vision=VisionConfig(
             hidden_size=24,

@@ -62,7 +62,9 @@ def theirs(folder: Path) -> tuple[float, int]:
 
 def main() -> None:
     """Prints medians and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=3, help="of each program, in turn")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

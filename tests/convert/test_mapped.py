@@ -14,7 +14,9 @@ from smoljax.convert.mapped_zarr import map_array
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_mapping_reads_what_orbax_reads(tmp_path, monkeypatch, dtype, scan_layers):
-    native.save_native(random_checkpoint(presets.tiny(), dtype=dtype), tmp_path / "n", scan_layers=scan_layers)
+    native.save_native(
+        random_checkpoint(presets.tiny(), dtype=dtype), tmp_path / "n", scan_layers=scan_layers
+    )
     mapped = dict(iterate_leaves(native.load_native(tmp_path / "n").params))
     monkeypatch.setattr(native, "_mapped", lambda *args: None)
     read = dict(iterate_leaves(native.load_native(tmp_path / "n").params))
