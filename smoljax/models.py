@@ -1,6 +1,7 @@
 """From a name or a path to a loaded model."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,15 @@ from typing import Any, Literal
 import jax
 
 from smoljax import hub
-from smoljax.convert import native
 from smoljax.convert.checkpoint import Checkpoint
-from smoljax.convert.convert import kind_of, load_checkpoint
-from smoljax.convert.hf import check_dtype
+from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.stacking import stack_layers
 from smoljax.paths import compilation_cache
 from smoljax.processing.processor import Processor
-from smoljax.vlm import VLM, Stopwatch
+from smoljax.vlm import VLM
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -88,34 +89,33 @@ def load(
       UsageError: no such model.
       SmoljaxError: the checkpoint is not sound; the message names file and key.
     """
-    watch = Stopwatch()
+    started = time.perf_counter()
     dtype = dtype or default_dtype()
-    check_dtype(dtype)
+    if dtype not in COMPUTE_DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; it must be {' or '.join(COMPUTE_DTYPES)}")
     path = resolve(model)
 
     def read() -> Checkpoint:
-        return load_checkpoint(path, dtype)
+        return load_checkpoint(path, dtype, resolve=resolve)
 
     def place(checkpoint: Checkpoint) -> dict[str, Any]:
         # Aliasing keeps mapped weights where they are: no copy on a CPU.
         params = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), checkpoint.params)
-        vlm.load_s = watch.seconds()
+        vlm.load_s = time.perf_counter() - started
         return stack_layers(params) if scan_layers else params
 
-    later = background and kind_of(path) == "native"
-    checkpoint = native.open_native(path) if later else read()
-    processor = None
-    if "tokenizer.json" in checkpoint.files:
-        try:
-            processor = Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
-        except SmoljaxError as error:
-            raise type(error)(f"{path}: {error}") from error
+    kind = kind_of(path)
+    later = background and kind == "native"
+    checkpoint = open_checkpoint(path) if later else read()
+    processor = _processor(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     vlm = VLM(
         config=checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none"),
         weights={},
         processor=processor,
         name=str(model),
-        notes=checkpoint.notes,
+        # A native folder's notes were said when it was made.
+        notes=() if kind == "native" else checkpoint.notes,
+        untrained=checkpoint.untrained,
         tile_batch=tile_batch,
     )
     if later:
@@ -128,28 +128,59 @@ def load(
 
 
 def load_processor(model: str | Path) -> Processor:
-    """The processor of a model; no weights are read (for a LoRA folder: its base's are).
+    """The processor of a model; no weights are read.
 
     Raises:
       UsageError: no such model.
       SmoljaxError: the model has no tokenizer, or its processor files are broken.
     """
     path = resolve(model)
-    kind = kind_of(path)
-    if kind == "native":
-        return Processor.from_folder(path / native.FILES_FOLDER)
-    if kind == "hf":
+    if kind_of(path) == "hf":  # only the processor's files need be there
         return Processor.from_folder(path)
-    checkpoint = load_checkpoint(path)
-    return Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
+    return _processor(open_checkpoint(path, resolve=resolve), path)
 
 
-def enable_compilation_cache() -> Path:
+def _processor(checkpoint: Checkpoint, path: Path) -> Processor:
+    """The checkpoint's processor, known to fit its model."""
+    config = checkpoint.config
+    try:
+        processor = Processor.from_files(checkpoint.files, vision=config.vision is not None)
+    except SmoljaxError as error:
+        raise type(error)(f"{path}: {error}") from error
+    facts = [("tokens in tokenizer.json", len(processor.tokenizer), config.text.vocab_size)]
+    wrong = [facts[0]] if len(processor.tokenizer) > config.text.vocab_size else []
+    if config.vision is not None and processor.config.image is not None:
+        facts = [
+            (
+                "pixels a tile (preprocessor_config.json)",
+                processor.config.image.tile_size,
+                config.vision.image_size,
+            ),
+            (
+                "image tokens a tile (processor_config.json)",
+                processor.config.image_seq_len,
+                config.image_seq_len,
+            ),
+            ("the id of <image> (tokenizer.json)", processor.tokenizer.image_id, config.image_token_id),
+        ]
+        wrong += [fact for fact in facts if fact[1] != fact[2]]
+    if wrong:
+        listed = "; ".join(f"{name}: {have}, the model has {need}" for name, have, need in wrong)
+        raise SmoljaxError(f"{path}: the processor's files are another model's: {listed}")
+    return processor
+
+
+def enable_compilation_cache() -> Path | None:
     """Keeps compiled programs in `compilation/` of the cache folder, so that the next process need not compile.
 
-    The commands do this; a library user decides alone. `JAX_COMPILATION_CACHE_DIR` wins where it is set.
+    The commands do this; a library user decides alone. `JAX_COMPILATION_CACHE_DIR` wins where it is set. None where
+    the folder cannot be made.
     """
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or compilation_cache())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # nowhere to keep them: every process compiles for itself
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

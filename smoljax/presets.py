@@ -4,6 +4,7 @@ They serve `smoljax inspect`, training from nothing and tests; a checkpoint is a
 `config.json`. Values: the `config.json` of the named checkpoints.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from smoljax.config import SmolVLMConfig, TextConfig, VisionConfig
@@ -130,26 +131,12 @@ def smolvlm_2_2b() -> SmolVLMConfig:
 
 def smolvlm2_256m() -> SmolVLMConfig:
     """SmolVLM2-256M-Video-Instruct."""
-    return SmolVLMConfig(
-        vision=siglip_b16_512(),
-        text=_text_135m(49280),
-        scale_factor=4,
-        image_token_id=49190,
-        tie_embeddings=False,
-        model_type="smolvlm",
-    )
+    return dataclasses.replace(smolvlm_256m(), model_type="smolvlm")
 
 
 def smolvlm2_500m() -> SmolVLMConfig:
     """SmolVLM2-500M-Video-Instruct."""
-    return SmolVLMConfig(
-        vision=siglip_b16_512(),
-        text=_text_360m(49280),
-        scale_factor=4,
-        image_token_id=49190,
-        tie_embeddings=False,
-        model_type="smolvlm",
-    )
+    return dataclasses.replace(smolvlm_500m(), model_type="smolvlm")
 
 
 def smolvlm2_2_2b() -> SmolVLMConfig:

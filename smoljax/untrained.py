@@ -14,7 +14,7 @@ from smoljax.convert.hf import json_bytes
 from smoljax.convert.hf_config import to_hf_config
 from smoljax.convert.native import save_native
 from smoljax.convert.write_aside import check_free
-from smoljax.errors import SmoljaxError
+from smoljax.errors import UsageError
 from smoljax.models import load_processor
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import unstack_layers
@@ -36,8 +36,7 @@ def make_untrained(preset: str, folder: Path, *, seed: int, tokenizer: str, dtyp
       Path, tensors and parameters.
 
     Raises:
-      UsageError: no such preset.
-      SmoljaxError: a vocabulary that SmolLM2's tokenizer does not serve.
+      UsageError: no such preset, or a vocabulary that SmolLM2's tokenizer does not serve.
     """
     config = presets.get(preset)
     check_free(folder)
@@ -48,7 +47,7 @@ def make_untrained(preset: str, folder: Path, *, seed: int, tokenizer: str, dtyp
         config,
         jax.tree.map(np.asarray, params),
         {"config.json": json_bytes(to_hf_config(config, dtype=dtype)), **files},
-        notes=(f"untrained: random weights, seed {seed}",),
+        untrained=True,
         source=f"smoljax init {preset} --seed {seed}",
     )
     checkpoint = with_dtype(checkpoint, dtype)
@@ -63,7 +62,7 @@ def _files(preset: str, config: SmolVLMConfig, tokenizer: str) -> dict[str, byte
     if config.vision is None:
         return base
     if config.text.vocab_size != 49280:
-        raise SmoljaxError(
+        raise UsageError(
             f"{preset} has a vocabulary of {config.text.vocab_size}, which SmolLM2's tokenizer does not serve; "
             "take a size with 49280 tokens (smolvlm-256m, smolvlm-500m, smolvlm2-256m, smolvlm2-500m, smolvlm2-2.2b)"
         )

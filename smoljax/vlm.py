@@ -1,6 +1,5 @@
 """A loaded model: config, module, parameters and processor together, with generation on top."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -12,12 +11,13 @@ import numpy as np
 
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError
-from smoljax.generation.generator import Generation, Generator, Sampling, Timings
+from smoljax.generation.generator import Generator
+from smoljax.generation.options import Generation, Sampling, Timings
 from smoljax.nn.smolvlm import SmolVLM, forward
 from smoljax.processing.processor import Batch, Processor, Sample
 
 
-@dataclass
+@dataclass(repr=False)
 class VLM:
     """What `smoljax.load` returns.
 
@@ -28,7 +28,8 @@ class VLM:
       processor: pictures, prompts and tokens; None where the checkpoint has no tokenizer.
       name: what it was loaded by.
       notes: what the reader of the checkpoint had to infer or drop.
-      load_s: wall seconds that loading took.
+      untrained: the weights are known to be random (`smoljax init`).
+      load_s: wall seconds that loading took, beside whatever else was done meanwhile.
       tile_batch: see `Generator`.
     """
 
@@ -37,9 +38,17 @@ class VLM:
     processor: Processor | None
     name: str = ""
     notes: tuple[str, ...] = ()
+    untrained: bool = False
     load_s: float = 0.0
     tile_batch: int | None = None
     _programs: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        kind = (
+            "text only" if self.config.vision is None else f"{self.config.image_seq_len} image tokens a tile"
+        )
+        state = ", untrained" if self.untrained else ""
+        return f"VLM({self.name!r}: {self.config.model_type}, {kind}, {self.config.compute.dtype}{state})"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -52,10 +61,11 @@ class VLM:
             self.weights = self.weights.result()
         return self.weights
 
-    @property
-    def untrained(self) -> bool:
-        """Whether the weights are known to be random (`smoljax init`)."""
-        return any(note.startswith("untrained") for note in self.notes)
+    @params.setter
+    def params(self, params: dict[str, Any]) -> None:
+        """Other weights of the same shapes; compiled programs are kept."""
+        self.weights = params
+        self.generator.replace_params(params)
 
     @property
     def module(self) -> SmolVLM:
@@ -85,7 +95,7 @@ class VLM:
     def generate(
         self,
         prompt: str | None = ...,
-        images: Sequence[Any] = ...,
+        images: Any = ...,
         *,
         stream: Literal[False] = ...,
         max_new_tokens: int = ...,
@@ -97,7 +107,7 @@ class VLM:
     def generate(
         self,
         prompt: str | None = ...,
-        images: Sequence[Any] = ...,
+        images: Any = ...,
         *,
         stream: Literal[True],
         max_new_tokens: int = ...,
@@ -108,7 +118,7 @@ class VLM:
     def generate(
         self,
         prompt: str | None = None,
-        images: Sequence[Any] = (),
+        images: Any = None,
         *,
         stream: bool = False,
         max_new_tokens: int = 128,
@@ -119,7 +129,7 @@ class VLM:
 
         Args:
           prompt: what to ask; or give `messages=` or `text=` (see `Processor.__call__`).
-          images: pictures: paths, PIL images or uint8 arrays [h, w, 3].
+          images: a picture or a list of them: paths, PIL images or uint8 arrays [h, w, 3].
           stream: return an iterator over pieces of the answer as they come.
           max_new_tokens: the longest answer.
           sampling: greedy by default; `Sampling(temperature=0.7, seed=1)` draws.
@@ -129,9 +139,11 @@ class VLM:
           UsageError: the call does not fit together (no prompt, more `<image>` than pictures, too long).
           SmoljaxError: a picture is broken.
         """
-        batch = self.prepare(prompt=prompt, images=list(images) or None, **sample)
-        pieces = self.stream_text(batch, max_new_tokens, sampling)
-        return pieces if stream else "".join(pieces)
+        batch = self.prepare(prompt=prompt, images=images, **sample)
+        if stream:
+            self.generator.check(batch.arrays(), max_new_tokens)
+            return self.stream_text(batch, max_new_tokens, sampling)
+        return self.text_of(self.generator.generate(batch.arrays(), max_new_tokens, sampling)[0])
 
     def generate_batch(
         self,
@@ -141,7 +153,9 @@ class VLM:
         sampling: Sampling | None = None,
         **options: Any,
     ) -> list[str]:
-        """Answers several samples at once, left-padded; each row as it would be answered alone.
+        """Answers several samples at once, left-padded; a greedy answer is the one the row would get alone.
+
+        With a temperature every row draws with a key of its own, made from the seed and its place in the batch.
 
         `options` are `longest_edge`, `split` and `video_style` of `Processor.batch`.
         """
@@ -175,6 +189,7 @@ class VLM:
 
     def logits(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """Teacher-forced scores [B, T, V] float32 of a processed prompt (`Batch.arrays()`)."""
+        self.generator.check(arrays)
         inputs: dict[str, Any] = {
             key: arrays[key] for key in ("input_ids", "attention_mask") if key in arrays
         }
@@ -188,14 +203,3 @@ class VLM:
 
 def _forward(config: SmolVLMConfig, params: Any, inputs: Any) -> jax.Array:
     return forward(config, params, inputs).logits
-
-
-class Stopwatch:
-    """Wall seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self._start

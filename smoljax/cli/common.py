@@ -19,11 +19,14 @@ ImageOption = Annotated[
     ),
 ]
 VideoOption = Annotated[
-    Path | None,
+    list[Path] | None,
     typer.Option("--video", metavar="FILE", help="A video file, or a folder of frames.", show_default=False),
 ]
 PromptOption = Annotated[
-    str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What to ask.", show_default=False)
+    str | None,
+    typer.Option(
+        "--prompt", "-p", metavar="TEXT", help="What to ask; - reads standard input.", show_default=False
+    ),
 ]
 MessagesOption = Annotated[
     Path | None,
@@ -49,12 +52,18 @@ LongestEdgeOption = Annotated[
         "--longest-edge",
         metavar="PX",
         min=1,
-        help="Resize the longer side of a picture to this many pixels before tiling: fewer pixels, fewer tokens.",
+        help="Resize a picture's longer side, up or down, to this many pixels (at most 4096): fewer are fewer tokens.",
         show_default="the checkpoint's",
     ),
 ]
 NoSplitOption = Annotated[
     bool, typer.Option("--no-split", help="One tile a picture: least tokens, least detail.")
+]
+FpsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--fps", help="Frames a second of a folder of frames; a video file knows its own.", show_default=False
+    ),
 ]
 VideoStyleOption = Annotated[
     str,
@@ -80,7 +89,8 @@ def sample_from(
     messages: Path | None,
     text: str | None,
     images: list[Path] | None,
-    video: Path | None,
+    video: list[Path] | None,
+    fps: float | None,
     longest_edge: int | None,
     no_split: bool,
     video_style: str,
@@ -99,11 +109,13 @@ def sample_from(
     elif text is not None:
         sample["text"] = text
     else:
-        sample["prompt"] = prompt
+        sample["prompt"] = sys.stdin.read() if prompt == "-" else prompt
     if images:
         sample["images"] = images
-    if video is not None:
-        sample["videos"] = [video]
+    if video:
+        from smoljax.processing.video import Video
+
+        sample["videos"] = [Video(path, fps) for path in video]
     if longest_edge is not None:
         sample["longest_edge"] = longest_edge
     if no_split:
@@ -133,6 +145,17 @@ def read_messages(path: Path) -> list[dict[str, Any]]:
                 if isinstance(item, dict) and isinstance(item.get(key), str):
                     item[key] = str(path.parent / item[key])
     return data
+
+
+def console() -> Any:
+    """A rich console that neither cuts nor wraps where no person is looking."""
+    from rich.console import Console
+
+    class Piped(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with status 1; `main` knows better
+
+    return Piped(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 
 def check_npz(path: Path) -> None:

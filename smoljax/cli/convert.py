@@ -38,7 +38,8 @@ def convert(
     from smoljax.models import resolve
 
     source = resolve(src)
-    summary = run(source, dst, to, dtype, None if base is None else resolve(base))  # type: ignore[arg-type]
+    known_base = None if base is None else resolve(base)
+    summary = run(source, dst, to, dtype, known_base, resolve=resolve)  # type: ignore[arg-type]
     if json:
         common.print_json(summary.to_dict())
         return

@@ -1,10 +1,10 @@
 """The report of `smoljax inspect`: gathered by one function, printed by another."""
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
+from smoljax.cli import common
 from smoljax.config import SmolVLMConfig, to_dict
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves
 from smoljax.presets import PRESETS
@@ -13,7 +13,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def describe(model: str, full: bool = False) -> dict[str, Any]:
-    """Config, parameters, memory and parity notes of a model or a released size.
+    """Config, parameters, memory and parity notes of a model or a released size; no weights are read.
 
     Args:
       model: a MODEL of the command line, or a key of `smoljax.presets.PRESETS`.
@@ -21,24 +21,18 @@ def describe(model: str, full: bool = False) -> dict[str, Any]:
     """
     from smoljax.nn.smolvlm import abstract_params
 
-    stored, notes, source = None, (), "released size, no weights"
     if model in PRESETS and not Path(model).exists() and not _known(model):
-        config = PRESETS[model]()
-        leaves = dict(iterate_leaves(abstract_params(config)))
+        checkpoint = Checkpoint(PRESETS[model](), {}, source="released size, no weights")
     else:
-        checkpoint = _read(model)
-        config, notes, source, stored = (
-            checkpoint.config,
-            checkpoint.notes,
-            checkpoint.source,
-            checkpoint.dtype,
-        )
-        leaves = dict(iterate_leaves(checkpoint.params))
+        checkpoint = _open(model)
+    config = checkpoint.config
+    leaves = dict(iterate_leaves(abstract_params(config)))
     count = sum(leaf.size for leaf in leaves.values())
     return {
         "model": model,
-        "source": source,
-        "stored_dtype": stored,
+        "source": checkpoint.source,
+        "stored_dtype": checkpoint.stored_dtype or None,
+        "untrained": checkpoint.untrained,
         "config": to_dict(config),
         "tensors": len(leaves),
         "parameters": count,
@@ -47,7 +41,7 @@ def describe(model: str, full: bool = False) -> dict[str, Any]:
         "memory_bytes": {name: count * size for name, size in BYTES.items()},
         "kv_cache_bytes_per_token": {name: _cache_bytes(config) * size for name, size in BYTES.items()},
         "image_tokens_per_tile": config.image_seq_len,
-        "parity": [*parity_notes(config), *notes],
+        "parity": [*parity_notes(config), *checkpoint.notes],
     }
 
 
@@ -70,12 +64,12 @@ def parity_notes(config: SmolVLMConfig) -> list[str]:
 
 def render(report: dict[str, Any]) -> None:
     """Prints a report as tables."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = common.console()
     stored = f", stored as {report['stored_dtype']}" if report["stored_dtype"] else ""
-    console.print(f"[bold]{report['model']}[/bold]  ({report['source']}{stored})")
+    untrained = ", untrained: random weights" if report["untrained"] else ""
+    console.print(f"[bold]{report['model']}[/bold]  ({report['source']}{stored}{untrained})")
     for part in ("vision", "text"):
         if report["config"][part] is not None:
             fields = ", ".join(f"{key} {value}" for key, value in report["config"][part].items())
@@ -107,12 +101,11 @@ def _known(model: str) -> bool:
     return any(entry.name == model and entry.path is not None for entry in list_models())
 
 
-def _read(model: str) -> Checkpoint:
-    from smoljax.convert.convert import load_checkpoint
+def _open(model: str) -> Checkpoint:
+    from smoljax.convert.convert import open_checkpoint
     from smoljax.models import resolve
 
-    checkpoint = load_checkpoint(resolve(model))
-    return dataclasses.replace(checkpoint, source=checkpoint.source or model)
+    return open_checkpoint(resolve(model), resolve=resolve)
 
 
 def _parts(leaves: dict[str, Any]) -> dict[str, int]:

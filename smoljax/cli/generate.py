@@ -1,6 +1,7 @@
 """`smoljax generate`: pictures, a video or plain text → text."""
 
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ def generate(
     prompt: common.PromptOption = None,
     image: common.ImageOption = None,
     video: common.VideoOption = None,
+    fps: common.FpsOption = None,
     messages: common.MessagesOption = None,
     text: common.TextOption = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
@@ -42,23 +44,23 @@ def generate(
         text=text,
         images=image,
         video=video,
+        fps=fps,
         longest_edge=longest_edge,
         no_split=no_split,
         video_style=video_style,
     )
-    if prompt is not None and not prompt.strip() and not image and video is None:
+    if prompt is not None and not prompt.strip() and not image and not video:
         raise UsageError("the prompt is empty and there is no picture")
 
-    from smoljax.generation.generator import Sampling, Timings
+    from smoljax.generation.options import Sampling, Timings
     from smoljax.models import enable_compilation_cache, load
-    from smoljax.vlm import Stopwatch
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     enable_compilation_cache()
     vlm = load(model, dtype=dtype, background=True)
-    watch = Stopwatch()
+    started = time.perf_counter()
     batch = vlm.prepare(**sample)
-    preprocess_s = watch.seconds()
+    preprocess_s = time.perf_counter() - started
     timings, chunks = Timings(), []
     pieces: list[str] = []
     for piece in vlm.stream_text(batch, max_new_tokens, sampling, timings, chunks):
@@ -69,6 +71,10 @@ def generate(
     generation = vlm.generator.collect(chunks)[0]
     if not json:
         print()
+        if sys.stderr.isatty():
+            common.note(f"{len(generation.token_ids)} tokens, {timings.decode_tokens_per_s:.1f} a second")
+    for line in vlm.notes:
+        common.note(f"note: {line}")
     if vlm.untrained:
         common.note(f"note: {model} is untrained (random weights): these words mean nothing")
     if not json:

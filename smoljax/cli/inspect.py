@@ -28,15 +28,14 @@ def models(json: common.JsonOption = False) -> None:
         ]
         common.print_json({"models": rows, "sizes": list(PRESETS)})
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("name", "kind", "where", "about", box=None, header_style="bold", pad_edge=False)
     for entry in entries:
         table.add_row(entry.name, entry.kind, str(entry.path or "–"), entry.about, style=None)
-    console = Console(soft_wrap=True)
+    console = common.console()
     console.print(table)
-    console.print(f"\nsizes, for `inspect` and `init`: {', '.join(PRESETS)}", highlight=False)
+    console.print(f"\nsizes, for `inspect` and `init`: {', '.join(PRESETS)}")
 
 
 def inspect(

@@ -1,8 +1,9 @@
 """The console script: sub-commands, and one line on standard error where something fails."""
 
-import contextlib
 import os
 import sys
+import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -58,31 +59,35 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.showwarning = lambda message, *_, **__: print(f"smoljax: note: {message}", file=sys.stderr)
     sys.exit(_run(args, debug))
 
 
 def _run(args: list[str], debug: bool) -> int:
     command: Any = typer.main.get_command(app)
     try:
-        code = command.main(args=args, prog_name="smoljax", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `smoljax … | head`
-        with contextlib.suppress(OSError):
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        # Not command.main(): it would turn a closed pipe and Ctrl-C into exits of its own.
+        with command.make_context("smoljax", args) as context:
+            command.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return 0
-    except SmoljaxError as error:
-        if debug:
-            raise
-        return _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        print()
+        return _fail("interrupted", 1)
+    except BrokenPipeError:  # the reader of our output has gone, as in `smoljax … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes nowhere
+        return 0
     except Exception as error:
+        if hasattr(error, "exit_code") and not hasattr(error, "format_message"):  # --help, --version
+            return int(error.exit_code)  # type: ignore[attr-defined]
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, SmoljaxError):
+            return _fail(str(error), error.exit_status)
         if hasattr(error, "format_message"):  # click's and typer's own complaints about the call
             message = error.format_message()  # type: ignore[attr-defined]
             return _fail(message, 2) if message else 2
-        if debug:
-            raise
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
             return _fail(f"{where}{error.strerror or error}", 1)

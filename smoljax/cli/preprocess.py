@@ -8,14 +8,18 @@ import typer
 from smoljax.cli import common
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="F.npz", help="The file to write.")]
+OptionalOutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", metavar="F.npz", help="The file to write.", show_default="none")
+]
 
 
 def preprocess(
     model: common.ModelOption,
-    out: OutOption,
+    out: OptionalOutOption = None,
     prompt: common.PromptOption = None,
     image: common.ImageOption = None,
     video: common.VideoOption = None,
+    fps: common.FpsOption = None,
     messages: common.MessagesOption = None,
     text: common.TextOption = None,
     longest_edge: common.LongestEdgeOption = None,
@@ -23,14 +27,16 @@ def preprocess(
     video_style: common.VideoStyleOption = "hf",
     json: common.JsonOption = False,
 ) -> None:
-    """Write what the model is fed, and say what it costs; no weights are read.
+    """Say what a prompt costs, and write what the model is fed; no weights are read.
 
     F.npz holds `input_ids` [T] int32 and, with pictures, `pixel_values` [I, 3, H, W] float32 (tiles in prompt
-    order, the whole picture last) and `tile_mask` [I] bool.
+    order, the whole picture last) and `tile_mask` [I] bool. `grid` counts rows and columns of each picture's
+    tiles; [0, 0] is a picture that is one tile.
 
     Example: `smoljax preprocess -m SmolVLM-256M-Instruct -i photo.jpg -p 'What is this?' -o fed.npz`
     """
-    common.check_npz(out)
+    if out is not None:
+        common.check_npz(out)
     import numpy as np
 
     from smoljax.models import load_processor
@@ -41,27 +47,29 @@ def preprocess(
         text=text,
         images=image,
         video=video,
+        fps=fps,
         longest_edge=longest_edge,
         no_split=no_split,
         video_style=video_style,
     )
     batch = load_processor(model)(**sample)
-    np.savez(out, **_first_row(batch.arrays()))
+    if out is not None:
+        np.savez(out, **_first_row(batch.arrays()))
     result = {
         "prompt_tokens": batch.prompt_tokens[0],
         "image_tokens": batch.image_tokens[0],
         "tiles": batch.tiles[0],
         "grid": [list(grid) for grid in batch.grids[0]],
-        "out": str(out),
+        "out": None if out is None else str(out),
     }
     if json:
         common.print_json(result)
         return
-    grids = ", ".join(f"{rows}×{cols}" if rows else "one tile" for rows, cols in batch.grids[0]) or "none"
-    print(
-        f"{result['prompt_tokens']} prompt tokens, {result['image_tokens']} of them image tokens of "
-        f"{result['tiles']} tiles (grids, rows × columns: {grids}); written to {out}"
-    )
+    line = f"{result['prompt_tokens']} prompt tokens"
+    if result["tiles"]:
+        grids = ", ".join(f"{rows}×{cols} + 1" if rows else "1" for rows, cols in batch.grids[0])
+        line += f", {result['image_tokens']} of them image tokens; tiles (rows × columns + whole picture): {grids}"
+    print(line if out is None else f"{line}; written to {out}")
 
 
 def logits(
@@ -70,6 +78,7 @@ def logits(
     prompt: common.PromptOption = None,
     image: common.ImageOption = None,
     video: common.VideoOption = None,
+    fps: common.FpsOption = None,
     messages: common.MessagesOption = None,
     text: common.TextOption = None,
     longest_edge: common.LongestEdgeOption = None,
@@ -92,6 +101,7 @@ def logits(
         text=text,
         images=image,
         video=video,
+        fps=fps,
         longest_edge=longest_edge,
         no_split=no_split,
         video_style=video_style,

@@ -21,6 +21,11 @@ class Checkpoint:
       files: small files by name, verbatim: `tokenizer.json`, `config.json`, `preprocessor_config.json`, ….
       notes: what a reader had to infer or drop, one sentence each.
       source: where it came from, for messages and metadata.
+      untrained: the weights are known to be random (`smoljax init`); every format of ours keeps it.
+      stored_dtype: how the source stores its weights, whatever they were cast to since: "bfloat16", "mixed",
+        or the counted types of a GGUF file. Empty for a model that was born here.
+
+    A reader that opens a checkpoint without its weights leaves `params` empty (`convert.open_checkpoint`).
     """
 
     config: SmolVLMConfig
@@ -28,6 +33,8 @@ class Checkpoint:
     files: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     source: str = ""
+    untrained: bool = False
+    stored_dtype: str = ""
 
     @property
     def num_tensors(self) -> int:

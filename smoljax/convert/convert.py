@@ -1,5 +1,6 @@
 """From any kind of checkpoint to a folder of ours or of the reference."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -50,13 +51,20 @@ def kind_of(path: str | Path) -> Kind:
     )
 
 
-def load_checkpoint(path: str | Path, dtype: str | None = None, base: str | Path | None = None) -> Checkpoint:
+def load_checkpoint(
+    path: str | Path,
+    dtype: str | None = None,
+    base: str | Path | None = None,
+    *,
+    resolve: Callable[[str], Path] | None = None,
+) -> Checkpoint:
     """Reads a checkpoint of any kind.
 
     Args:
       path: a folder in the reference's layout, a native folder, a PEFT LoRA folder or a `.gguf` file.
       dtype: "float32" or "bfloat16" casts the weights; None keeps what is stored.
-      base: for a LoRA folder, the model it belongs to; None takes the folder its config names.
+      base: for a LoRA folder, the model it belongs to; None takes the one its config names.
+      resolve: for a LoRA folder, finds a base that its config names by something else than a folder here.
 
     Raises:
       SmoljaxError: as the reader of that kind says.
@@ -69,12 +77,9 @@ def load_checkpoint(path: str | Path, dtype: str | None = None, base: str | Path
 
         return load_native(path, dtype)
     if kind == "lora":
-        from smoljax.convert.lora import base_of, merge_lora
+        from smoljax.convert.lora import merge_lora
 
-        base = base if base is not None else base_of(path)
-        if kind_of(base) == "lora":
-            raise SmoljaxError(f"{base}: is a LoRA folder itself; merge that first (smoljax convert)")
-        return with_dtype(merge_lora(load_checkpoint(base), path), dtype)
+        return with_dtype(merge_lora(load_checkpoint(_base(path, base, resolve)), path), dtype)
     if kind == "gguf":
         from smoljax.convert.gguf import load_gguf
 
@@ -82,6 +87,46 @@ def load_checkpoint(path: str | Path, dtype: str | None = None, base: str | Path
     from smoljax.convert.hf import load_hf
 
     return load_hf(path, dtype)
+
+
+def open_checkpoint(path: str | Path, *, resolve: Callable[[str], Path] | None = None) -> Checkpoint:
+    """`load_checkpoint` without the weights: config, small files and notes; `params` stays empty.
+
+    Reads metadata and headers only; `stored_dtype` says how the weights are stored. A LoRA folder is its base
+    with the adapter's own small files.
+
+    Args:
+      path: as for `load_checkpoint`.
+      resolve: as for `load_checkpoint`.
+
+    Raises:
+      SmoljaxError: as `load_checkpoint`, but for what only the weights themselves show.
+    """
+    kind = kind_of(path)
+    if kind == "native":
+        from smoljax.convert.native import open_native
+
+        return open_native(path)
+    if kind == "lora":
+        from smoljax.convert.lora import open_lora
+
+        return open_lora(open_checkpoint(_base(path, None, resolve)), path)
+    if kind == "gguf":
+        from smoljax.convert.gguf import open_gguf
+
+        return open_gguf(path)
+    from smoljax.convert.hf import open_hf
+
+    return open_hf(path)
+
+
+def _base(adapter: str | Path, base: str | Path | None, resolve: Callable[[str], Path] | None) -> str | Path:
+    from smoljax.convert.lora import base_of
+
+    base = base if base is not None else base_of(adapter, resolve=resolve)
+    if kind_of(base) == "lora":
+        raise SmoljaxError(f"{base}: is a LoRA folder itself; merge that first (smoljax convert)")
+    return base
 
 
 def with_dtype(checkpoint: Checkpoint, dtype: str | None) -> Checkpoint:
@@ -105,6 +150,8 @@ def convert(
     to: Literal["native", "hf"] | None = None,
     dtype: str | None = None,
     base: str | Path | None = None,
+    *,
+    resolve: Callable[[str], Path] | None = None,
 ) -> Summary:
     """Converts a checkpoint of any kind into a new folder.
 
@@ -114,6 +161,7 @@ def convert(
       to: "native", or "hf" for the reference's layout; None is "hf" from a native folder, else "native".
       dtype: what to store; None keeps what is stored.
       base: for a LoRA folder, the model it belongs to.
+      resolve: see `load_checkpoint`.
 
     Raises:
       SmoljaxError: the source is not sound or the destination not empty; nothing is written then.
@@ -128,7 +176,7 @@ def convert(
     kind = kind_of(src)
     check_free(Path(dst))
     target: Literal["native", "hf"] = to or ("hf" if kind == "native" else "native")
-    checkpoint = load_checkpoint(src, dtype, base)
+    checkpoint = load_checkpoint(src, dtype, base, resolve=resolve)
     written = save_native(checkpoint, dst) if target == "native" else save_hf(checkpoint, dst)
     return Summary(
         source_kind=kind,

@@ -7,6 +7,8 @@ half-split order that `smoljax.ops` (and the PyTorch reference) rotates.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, read by the `gguf` package.
 """
 
+import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -80,14 +82,11 @@ def load_gguf(path: str | Path, dtype: str | None = None) -> Checkpoint:
     dtype = dtype or "float32"
     if dtype not in _DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known here; known: {', '.join(_DTYPES)}")
-    metadata, tensors = _open(path)
-    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    config = config_from_metadata(metadata, shapes, path)
-    entries = {gguf_name(entry.ours): entry for entry in names.expand(config)}
-    names.check_same({name: entry.shape for name, entry in entries.items()}, shapes, str(path))
+    opened, tensors = _open_checkpoint(path, dtype)
+    config = opened.config
     params: dict[str, Any] = {}
     not_finite = []
-    for name, entry in entries.items():
+    for name, entry in _entries(config).items():
         array = _dequantise(tensors[name], path)
         if not np.isfinite(array).all():
             not_finite.append(name)
@@ -96,13 +95,22 @@ def load_gguf(path: str | Path, dtype: str | None = None) -> Checkpoint:
         set_leaf(params, entry.ours, np.array(names.to_ours(array, entry), _DTYPES[dtype], order="C"))
     if not_finite:
         raise SmoljaxError(f"{path}: values that are not finite in {', '.join(not_finite)}")
-    return Checkpoint(
-        config=config,
-        params=params,
-        files=_files(metadata, config, dtype, path),
-        notes=_notes(metadata, tensors, dtype),
-        source=str(path),
-    )
+    return dataclasses.replace(opened, params=params)
+
+
+def open_gguf(path: str | Path) -> Checkpoint:
+    """`load_gguf` without the weights: config, files and notes from the metadata; `params` stays empty.
+
+    Raises:
+      SmoljaxError: as `load_gguf`, but for values that are not finite.
+    """
+    return _open_checkpoint(Path(path), "float32")[0]
+
+
+def require_gguf(what: str | Path) -> None:
+    """Raises SmoljaxError that names the extra where the `gguf` package is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise SmoljaxError(f'{what}: reading GGUF needs the gguf package: pip install "smoljax[gguf]"')
 
 
 def gguf_name(path: str) -> str:
@@ -186,14 +194,35 @@ def unpermute(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return weight.reshape(rows // head_dim, head_dim // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
+def _open_checkpoint(path: Path, dtype: str) -> tuple[Checkpoint, dict[str, Any]]:
+    """(the checkpoint without params, its tensors by name, still quantised)."""
+    metadata, tensors = _open(path)
+    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    config = config_from_metadata(metadata, shapes, path)
+    wanted = {name: entry.shape for name, entry in _entries(config).items()}
+    names.check_same(wanted, shapes, str(path))
+    kinds = Counter(tensor.tensor_type.name for tensor in tensors.values())
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    opened = Checkpoint(
+        config=config,
+        params={},
+        files=_files(metadata, config, dtype, path),
+        notes=_notes(metadata, listed, dtype),
+        source=str(path),
+        stored_dtype=listed,
+    )
+    return opened, tensors
+
+
+def _entries(config: SmolVLMConfig) -> dict[str, names.Entry]:
+    return {gguf_name(entry.ours): entry for entry in names.expand(config)}
+
+
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """All metadata as plain values, and the tensors (still quantised, memory-mapped) by name."""
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise SmoljaxError(
-            f'{path}: reading GGUF needs the gguf package: pip install "smoljax[gguf]"'
-        ) from None
+    require_gguf(path)
+    from gguf import GGUFReader
+
     if not path.is_file():
         raise SmoljaxError(f"{path}: no such file")
 
@@ -262,9 +291,7 @@ def _files(metadata: Mapping[str, Any], config: SmolVLMConfig, dtype: str, path:
     return {"config.json": model.encode(), **tokenizer_files(metadata, config.text, path)}
 
 
-def _notes(metadata: Mapping[str, Any], tensors: Mapping[str, Any], dtype: str) -> tuple[str, ...]:
-    kinds = Counter(tensor.tensor_type.name for tensor in tensors.values())
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+def _notes(metadata: Mapping[str, Any], listed: str, dtype: str) -> tuple[str, ...]:
     notes = [f"GGUF tensors: {listed}; dequantised to {dtype}; query and key rows un-permuted"]
     for key in ("general.name", "general.license"):
         if key in metadata:

@@ -17,24 +17,13 @@ from smoljax.convert.stored_names import read_canonical
 from smoljax.convert.tensor_files import all_finite, cast, find_weights, open_weights, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.processing.config import PROCESSOR_FILES
 
 # What travels with the weights, verbatim, where a folder has it.
-SMALL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
+SMALL_FILES = ("config.json", *PROCESSOR_FILES)
 DTYPES = ("float32", "bfloat16", "float16")
+# In `config.json`, only where it is true; the reference ignores keys it does not know.
+UNTRAINED_KEY = "smoljax_untrained"
 
 
 def load_hf(folder: str | Path, dtype: str | None = None) -> Checkpoint:
@@ -52,7 +41,32 @@ def load_hf(folder: str | Path, dtype: str | None = None) -> Checkpoint:
         are missing, left over, mis-shaped or there twice (all are listed), NaN or infinite weights.
     """
     check_dtype(dtype)
-    folder = Path(folder)
+    opened = _open(Path(folder))
+    return dataclasses.replace(opened.checkpoint, params=_read_params(opened, dtype))
+
+
+def open_hf(folder: str | Path) -> Checkpoint:
+    """`load_hf` without the weights, from `config.json` and the headers; `params` stays empty.
+
+    Where tied tables are both stored, these two are read: whether they differ decides the architecture.
+
+    Raises:
+      SmoljaxError: as `load_hf`, but for NaN or infinite weights.
+    """
+    return _open(Path(folder)).checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A folder whose headers are read and sound: the checkpoint without params, and where its params are."""
+
+    checkpoint: Checkpoint
+    entries: list[names.Entry]
+    tensors: Mapping[str, LazyTensor]
+    weights: Path
+
+
+def _open(folder: Path) -> _Opened:
     if folder.is_dir() and not (folder / "config.json").is_file():
         there = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
         raise SmoljaxError(f"{folder}: no config.json, so no model folder; it holds {there or 'nothing'}")
@@ -65,11 +79,9 @@ def load_hf(folder: str | Path, dtype: str | None = None) -> Checkpoint:
     config, amended = parsed.config, parsed.amended
     notes += parsed.notes
     if config.tie_embeddings:
-        untied = _settle_tied(tensors)
+        untied, note = _settle_tied(tensors)
+        notes += note
         if untied:
-            notes += (
-                "tie_word_embeddings is true but two tables that differ are stored; both are kept, untied",
-            )
             config = dataclasses.replace(config, tie_embeddings=False)
             amended = amend(amended or data, config.text.vocab_size, tied=False)
     entries = names.expand(config)
@@ -77,11 +89,25 @@ def load_hf(folder: str | Path, dtype: str | None = None) -> Checkpoint:
     names.check_same(
         wanted, {name: tensor.shape for name, tensor in tensors.items()}, str(weights), duplicates=duplicates
     )
-    params = _read_params(entries, tensors, dtype, str(weights))
+    stored = {entry.torch: tensors[entry.torch] for entry in entries}
+    if odd := [
+        f"{name} ({tensor.stored})" for name, tensor in stored.items() if str(tensor.dtype) not in DTYPES
+    ]:
+        raise SmoljaxError(f"{weights}: stored as none of {', '.join(DTYPES)} (quantised?): {', '.join(odd)}")
     files = read_small_files(folder)
     if amended is not None:
         files["config.json"] = json_bytes(amended)
-    return Checkpoint(config, params, files, notes, source=str(folder))
+    kinds = {str(tensor.dtype) for tensor in stored.values()}
+    checkpoint = Checkpoint(
+        config=config,
+        params={},
+        files=files,
+        notes=notes,
+        source=str(folder),
+        untrained=data.get(UNTRAINED_KEY) is True,
+        stored_dtype=kinds.pop() if len(kinds) == 1 else "mixed",
+    )
+    return _Opened(checkpoint, entries, tensors, weights)
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -100,12 +126,12 @@ def json_bytes(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _settle_tied(tensors: dict[str, LazyTensor]) -> bool:
-    """Leaves one table of a tied pair, under the embedding's name; True when both are stored and differ."""
+def _settle_tied(tensors: dict[str, LazyTensor]) -> tuple[bool, tuple[str, ...]]:
+    """Leaves one table of a tied pair, under the embedding's name; (both are stored and differ, notes)."""
     head = tensors.get(names.HEAD_NAME)
     table = tensors.get(names.EMBED_NAME)
     if head is None:
-        return False
+        return False, ()
     if table is not None and not (
         head.shape == table.shape
         and head.stored == table.stored
@@ -113,28 +139,26 @@ def _settle_tied(tensors: dict[str, LazyTensor]) -> bool:
             np.atleast_1d(head.read()).view(np.uint8), np.atleast_1d(table.read()).view(np.uint8)
         )
     ):
-        return True
+        note = "tie_word_embeddings is true but two tables that differ are stored; both are kept, untied"
+        return True, (note,)
     tensors[names.EMBED_NAME] = tensors.pop(names.HEAD_NAME)
-    return False
+    if table is None:
+        return False, ()
+    return False, ("the tied word table is stored twice, as lm_head too; both are equal and one is kept",)
 
 
-def _read_params(
-    entries: list[names.Entry], tensors: Mapping[str, LazyTensor], dtype: str | None, where: str
-) -> dict[str, Any]:
-    odd = [
-        f"{e.torch} ({tensors[e.torch].stored})" for e in entries if str(tensors[e.torch].dtype) not in DTYPES
-    ]
-    if odd:
-        raise SmoljaxError(f"{where}: stored as none of {', '.join(DTYPES)} (quantised?): {', '.join(odd)}")
+def _read_params(opened: _Opened, dtype: str | None) -> dict[str, Any]:
     params: dict[str, Any] = {}
     bad: list[str] = []
-    for entry in entries:
-        array = tensors[entry.torch].read()
+    for entry in opened.entries:
+        array = opened.tensors[entry.torch].read()
         if not all_finite(array):
             bad.append(entry.torch)
         set_leaf(params, entry.ours, names.to_ours(cast(array, dtype), entry))
     if bad:
-        raise SmoljaxError(f"{where}: NaN or infinite values in {len(bad)} tensor(s): {', '.join(bad)}")
+        raise SmoljaxError(
+            f"{opened.weights}: NaN or infinite values in {len(bad)} tensor(s): {', '.join(bad)}"
+        )
     return params
 
 
@@ -147,7 +171,9 @@ def save_hf(
     """Writes a folder that `from_pretrained` of the reference reads.
 
     `config.json` is the one the checkpoint came with, byte for byte, unless its dtype key or the network
-    has changed. The folder appears whole or not at all.
+    has changed. Tensors go back byte for byte too (where `dtype` does not cast them), but not how they were
+    spread over files: shards follow `max_shard_bytes`, whatever the source had. The folder appears whole or
+    not at all.
 
     Args:
       checkpoint: params in any layout (stacked layers are unstacked), NumPy or jax arrays.
@@ -246,16 +272,19 @@ def _config_file(checkpoint: Checkpoint, kinds: set[str]) -> bytes:
     dtype = next(iter(kinds)) if len(kinds) == 1 else None
     original = checkpoint.files.get("config.json")
     data: dict[str, Any] = {}
+    untrained = {UNTRAINED_KEY: True} if checkpoint.untrained else {}
     if original is not None:
         data = json.loads(original)
         if _same_network(data, checkpoint):
-            return original if not _restate_dtype(data, dtype) else json_bytes(data)
+            restated = _restate_dtype(data, dtype)
+            same = (data.pop(UNTRAINED_KEY, None) is True) == checkpoint.untrained
+            return original if same and not restated else json_bytes(data | untrained)
     text = data.get("text_config", data)
     ids = {key: text.get(key, data.get(key)) for key in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if not data and "generation_config.json" in checkpoint.files:
         generation = json.loads(checkpoint.files["generation_config.json"])
         ids = {key: generation.get(key) for key in ids}
-    return json_bytes(to_hf_config(checkpoint.config, dtype=dtype or "float32", **ids))
+    return json_bytes(to_hf_config(checkpoint.config, dtype=dtype or "float32", **ids) | untrained)
 
 
 def _same_network(data: Mapping[str, Any], checkpoint: Checkpoint) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smoljax.config import SmolVLMConfig, TextConfig, VisionConfig
+from smoljax.convert.config_reader import ConfigReader
 from smoljax.convert.names import EMBED_NAME, HEAD_NAME, bind_sizes
 from smoljax.errors import SmoljaxError
 
@@ -61,18 +62,22 @@ def from_hf_config(
 
     Raises:
       SmoljaxError: an unknown family, a feature that is not supported (RoPE scaling, biases, another
-        activation), a key that disagrees with a tensor (key, value and shape are named), or a key that is
-        missing and that nothing tells.
+        activation), a key that disagrees with a tensor (key, value and shape are named), a key that is
+        missing and that nothing tells, or a value of another type or out of range. All name the file.
     """
     try:
         return _parse(data, shapes, where)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except SmoljaxError as error:
+        if str(error).startswith(f"{where}: "):
+            raise
+        raise SmoljaxError(f"{where}: {error}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise SmoljaxError(f"{where}: a value is not of the type it must be ({error})") from error
 
 
 def _parse(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str) -> ParsedConfig:
     text_only = is_text_only(data, where)
-    reader = _Reader(where, bind_sizes(shapes, text_only=text_only))
+    reader = ConfigReader(where, bind_sizes(shapes, text_only=text_only))
     text_data = data if text_only else _section(data, "text_config", where)
     text = _text(reader, text_data, "" if text_only else "text_config.")
     tied, tie_amended = _tied(reader, data, shapes)
@@ -80,8 +85,10 @@ def _parse(data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where
     if not text_only:
         vision = _vision(reader, _section(data, "vision_config", where))
         scale_factor = _scale_factor(reader, data)
-        image_token_id = reader.given(data, "image_token_id", None)
-        if image_token_id is None or not 0 <= int(image_token_id) < text.vocab_size:
+        image_token_id = data.get("image_token_id")
+        if image_token_id is not None:
+            image_token_id = reader.whole(image_token_id, "image_token_id", least=0)
+        if image_token_id is None or image_token_id >= text.vocab_size:
             raise SmoljaxError(
                 f"{where}: image_token_id is {image_token_id}, no id of the vocabulary of {text.vocab_size};"
                 " give the id of <image> in tokenizer.json"
@@ -109,49 +116,6 @@ def amend(data: Mapping[str, Any], vocab_size: int, tied: bool) -> dict[str, Any
     return amended
 
 
-class _Reader:
-    """Reads keys, infers what is missing, cross-checks what is there, and keeps the notes."""
-
-    def __init__(self, where: str, sizes: Mapping[str, tuple[int, str]]) -> None:
-        self.where = where
-        self.sizes = sizes
-        self.notes: list[str] = []
-
-    def given(self, data: Mapping[str, Any], key: str, default: Any, prefix: str = "") -> Any:
-        """The stated value, else the reference's default with a note."""
-        if data.get(key) is not None:
-            return data[key]
-        if default is not None:
-            self.notes.append(
-                f"{prefix}{key} is not in {self.where}; the reference's default {default} is used"
-            )
-        return default
-
-    def sized(self, data: Mapping[str, Any], key: str, letter: str, prefix: str) -> int:
-        """A value that a tensor shape tells: cross-checked where stated, inferred where not."""
-        value = data.get(key)
-        if letter not in self.sizes:
-            if value is None:
-                raise SmoljaxError(f"{self.where}: {prefix}{key} is missing and no tensor tells it")
-            return int(value)
-        size, origin = self.sizes[letter]
-        if value is None:
-            self.notes.append(f"{prefix}{key} is not in {self.where}; {size} is read off {origin}")
-        elif int(value) != size:
-            raise SmoljaxError(f"{self.where}: {prefix}{key} is {value}, but {origin} says {size}")
-        return size
-
-    def rows(self, letter: str) -> tuple[int, str] | None:
-        """The number a letter is bound to, and where."""
-        return self.sizes.get(letter)
-
-    def refuse(self, data: Mapping[str, Any], key: str, allowed: tuple[Any, ...], prefix: str) -> None:
-        """Raises when a key that changes the maths has a value that is not implemented."""
-        if key in data and data[key] not in allowed:
-            wanted = " or ".join(repr(value) for value in allowed if value is not None)
-            raise SmoljaxError(f"{self.where}: {prefix}{key} is {data[key]!r}; supported: {wanted or 'null'}")
-
-
 def _section(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     section = data.get(key)
     if not isinstance(section, Mapping):
@@ -159,7 +123,7 @@ def _section(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]
     return section
 
 
-def _text(reader: _Reader, data: Mapping[str, Any], prefix: str) -> TextConfig:
+def _text(reader: ConfigReader, data: Mapping[str, Any], prefix: str) -> TextConfig:
     reader.refuse(data, "model_type", ("llama", None), prefix)
     reader.refuse(data, "hidden_act", ("silu", None), prefix)
     reader.refuse(data, "attention_bias", (False, None), prefix)
@@ -176,19 +140,22 @@ def _text(reader: _Reader, data: Mapping[str, Any], prefix: str) -> TextConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         rope_theta=_rope_theta(reader, data, prefix),
-        rms_norm_eps=float(reader.given(data, "rms_norm_eps", TEXT_DEFAULTS["rms_norm_eps"], prefix)),
-        max_positions=int(
-            reader.given(data, "max_position_embeddings", TEXT_DEFAULTS["max_position_embeddings"], prefix)
-        ),
+        rms_norm_eps=_number(reader, data, "rms_norm_eps", TEXT_DEFAULTS, prefix),
+        max_positions=_whole(reader, data, "max_position_embeddings", TEXT_DEFAULTS, prefix),
     )
 
 
-def _vocab_size(reader: _Reader, data: Mapping[str, Any], prefix: str) -> int:
+def _vocab_size(reader: ConfigReader, data: Mapping[str, Any], prefix: str) -> int:
     """Rows of the word table; m4 releases count the decoupled extra rows apart."""
-    extra = int(data.get("additional_vocab_size") or 0)
+    extra = reader.whole(data.get("additional_vocab_size") or 0, "additional_vocab_size", prefix, least=0)
     rows = reader.rows("V")
     stated = data.get("vocab_size")
-    if extra and rows and stated is not None and rows[0] == int(stated) + extra:
+    if (
+        extra
+        and rows
+        and stated is not None
+        and reader.whole(stated, "vocab_size", prefix) + extra == rows[0]
+    ):
         reader.notes.append(
             f"{prefix}vocab_size {stated} and additional_vocab_size {extra} are merged into {rows[0]}"
         )
@@ -196,62 +163,73 @@ def _vocab_size(reader: _Reader, data: Mapping[str, Any], prefix: str) -> int:
     return reader.sized(data, "vocab_size", "V", prefix)
 
 
-def _heads(reader: _Reader, data: Mapping[str, Any], hidden: int, prefix: str) -> tuple[int, int, int]:
+def _heads(reader: ConfigReader, data: Mapping[str, Any], hidden: int, prefix: str) -> tuple[int, int, int]:
     """(query heads, key-value heads, head width): stated, or told by the rows of q_proj and k_proj."""
-    heads, head_dim = data.get("num_attention_heads"), data.get("head_dim")
+    head_dim, kv_heads = (
+        None if data.get(key) is None else reader.whole(data[key], key, prefix)
+        for key in ("head_dim", "num_key_value_heads")
+    )
     query, keys = reader.rows("N"), reader.rows("K")
-    if heads is None and head_dim is not None and query and query[0] % int(head_dim) == 0:
-        heads = query[0] // int(head_dim)
+    unstated = data.get("num_attention_heads") is None
+    if unstated and head_dim is not None and query and query[0] % head_dim == 0:
+        heads = query[0] // head_dim
         reader.notes.append(
             f"{prefix}num_attention_heads is not in {reader.where}; {heads} is read off {query[1]}"
         )
-    heads = int(
-        heads or reader.given(data, "num_attention_heads", TEXT_DEFAULTS["num_attention_heads"], prefix)
-    )
+    else:
+        heads = _whole(reader, data, "num_attention_heads", TEXT_DEFAULTS, prefix)
     if head_dim is None:
         head_dim = (query[0] if query else hidden) // heads
         if head_dim * heads != hidden:
             reader.notes.append(
                 f"{prefix}head_dim is not in {reader.where}; {head_dim} is read off the tensors"
             )
-    head_dim = int(head_dim)
     if query and query[0] != heads * head_dim:
         raise SmoljaxError(
             f"{reader.where}: {prefix}num_attention_heads is {heads} and head_dim {head_dim}, but {query[1]}"
             f" says {query[0]} rows"
         )
-    kv_heads = data.get("num_key_value_heads")
     if kv_heads is None:
         kv_heads = keys[0] // head_dim if keys else heads
         reader.notes.append(
             f"{prefix}num_key_value_heads is not in {reader.where}; {kv_heads} is"
             + (f" read off {keys[1]}" if keys else " the reference's default")
         )
-    if keys and keys[0] != int(kv_heads) * head_dim:
+    if keys and keys[0] != kv_heads * head_dim:
         raise SmoljaxError(
             f"{reader.where}: {prefix}num_key_value_heads is {kv_heads} (head_dim {head_dim}), but {keys[1]}"
             f" says {keys[0]} rows"
         )
-    return heads, int(kv_heads), head_dim
+    return heads, kv_heads, head_dim
 
 
-def _rope_theta(reader: _Reader, data: Mapping[str, Any], prefix: str) -> float:
+def _rope_theta(reader: ConfigReader, data: Mapping[str, Any], prefix: str) -> float:
     """The RoPE base, as transformers 4 (`rope_theta`) or 5 (`rope_parameters`) writes it."""
-    scaling = data.get("rope_scaling") or data.get("rope_parameters") or {}
+    key = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
+    scaling = data.get(key) or {}
+    if not isinstance(scaling, Mapping):
+        raise SmoljaxError(f"{reader.where}: {prefix}{key} is {scaling!r}; it must be null or an object")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind != "default" or float(scaling.get("partial_rotary_factor") or 1.0) != 1.0:
-        key = "rope_scaling" if data.get("rope_scaling") else "rope_parameters"
         raise SmoljaxError(f"{reader.where}: {prefix}{key} of type {kind!r} is not supported, only 'default'")
-    theta = scaling.get("rope_theta")
-    if theta is None:
-        theta = reader.given(data, "rope_theta", TEXT_DEFAULTS["rope_theta"], prefix)
-    if not float(theta) > 0:
-        raise SmoljaxError(f"{reader.where}: {prefix}rope_theta is {theta}; it must be positive")
-    return float(theta)
+    stated = scaling if scaling.get("rope_theta") is not None else data
+    return _number(reader, stated, "rope_theta", TEXT_DEFAULTS, prefix)
+
+
+def _whole(
+    reader: ConfigReader, data: Mapping[str, Any], key: str, defaults: Mapping[str, Any], prefix: str
+) -> int:
+    return reader.whole(reader.given(data, key, defaults[key], prefix), key, prefix)
+
+
+def _number(
+    reader: ConfigReader, data: Mapping[str, Any], key: str, defaults: Mapping[str, Any], prefix: str
+) -> float:
+    return reader.number(reader.given(data, key, defaults[key], prefix), key, prefix)
 
 
 def _tied(
-    reader: _Reader, data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+    reader: ConfigReader, data: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[bool, bool]:
     """(tied, whether `config.json` must say so anew); only the top-level key counts, as in the reference."""
     stated = data.get("tie_word_embeddings")
@@ -261,10 +239,12 @@ def _tied(
         why = "only one of lm_head and embed_tokens is stored" if tied else "both, or neither, are stored"
         reader.notes.append(f"tie_word_embeddings is not in {reader.where}; {tied}, since {why}")
         return tied, tied
-    return bool(stated), False
+    if not isinstance(stated, bool):
+        raise SmoljaxError(f"{reader.where}: tie_word_embeddings is {stated!r}; it must be true or false")
+    return stated, False
 
 
-def _vision(reader: _Reader, data: Mapping[str, Any]) -> VisionConfig:
+def _vision(reader: ConfigReader, data: Mapping[str, Any]) -> VisionConfig:
     prefix = "vision_config."
     reader.refuse(data, "hidden_act", ("gelu_pytorch_tanh", None), prefix)
     patch = reader.sized({"patch_size": _square(reader, data, "patch_size")}, "patch_size", "p", prefix)
@@ -285,23 +265,26 @@ def _vision(reader: _Reader, data: Mapping[str, Any]) -> VisionConfig:
                 f"{reader.where}: {prefix}image_size is {image} (patch_size {patch}), but {patches[1]} says"
                 f" {side}×{side} patches"
             )
+    hidden = reader.sized(data, "hidden_size", "E", prefix)
+    heads = _whole(reader, data, "num_attention_heads", VISION_DEFAULTS, prefix)
+    if data.get("num_attention_heads") is None and hidden % heads:
+        raise SmoljaxError(
+            f"{reader.where}: {prefix}num_attention_heads is missing, no tensor tells it, and the reference's"
+            f" default {heads} does not divide hidden_size {hidden}"
+        )
     return VisionConfig(
-        hidden_size=reader.sized(data, "hidden_size", "E", prefix),
+        hidden_size=hidden,
         intermediate_size=reader.sized(data, "intermediate_size", "F", prefix),
         num_layers=reader.sized(data, "num_hidden_layers", "Lv", prefix),
-        num_heads=int(
-            reader.given(data, "num_attention_heads", VISION_DEFAULTS["num_attention_heads"], prefix)
-        ),
-        image_size=image
-        if image is not None
-        else reader.given(data, "image_size", VISION_DEFAULTS["image_size"]),
+        num_heads=heads,
+        image_size=_whole(reader, {"image_size": image}, "image_size", VISION_DEFAULTS, prefix),
         patch_size=patch,
-        layer_norm_eps=float(reader.given(data, "layer_norm_eps", VISION_DEFAULTS["layer_norm_eps"], prefix)),
+        layer_norm_eps=_number(reader, data, "layer_norm_eps", VISION_DEFAULTS, prefix),
         num_channels=reader.sized(data, "num_channels", "C", prefix),
     )
 
 
-def _square(reader: _Reader, data: Mapping[str, Any], key: str) -> int | None:
+def _square(reader: ConfigReader, data: Mapping[str, Any], key: str) -> int | None:
     """A side that the reference writes as a number or as a pair of equal numbers."""
     value = data.get(key)
     if isinstance(value, (list, tuple)):
@@ -310,20 +293,20 @@ def _square(reader: _Reader, data: Mapping[str, Any], key: str) -> int | None:
                 f"{reader.where}: vision_config.{key} is {list(value)}; only squares are supported"
             )
         value = value[0]
-    return None if value is None else int(value)
+    return None if value is None else reader.whole(value, key, "vision_config.")
 
 
-def _scale_factor(reader: _Reader, data: Mapping[str, Any]) -> int:
+def _scale_factor(reader: ConfigReader, data: Mapping[str, Any]) -> int:
     value = data.get("scale_factor")
     rows, width = reader.rows("S"), reader.rows("E")
     if rows is None or width is None:
-        return int(reader.given(data, "scale_factor", 2))
+        return _whole(reader, data, "scale_factor", {"scale_factor": 2}, "")
     factor = math.isqrt(rows[0] // width[0])
     if factor * factor * width[0] != rows[0]:
         raise SmoljaxError(f"{reader.where}: {rows[1]} is no square multiple of the vision width {width[0]}")
     if value is None:
         reader.notes.append(f"scale_factor is not in {reader.where}; {factor} is read off {rows[1]}")
-    elif int(value) != factor:
+    elif reader.whole(value, "scale_factor") != factor:
         raise SmoljaxError(f"{reader.where}: scale_factor is {value}, but {rows[1]} says {factor}")
     return factor
 

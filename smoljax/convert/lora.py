@@ -7,7 +7,7 @@ Hu et al. 2021 (LoRA), Kalajdzievski 2023 (rank-stabilised scaling), Liu et al. 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +70,30 @@ def _pattern_for(patterns: Mapping[str, Any], module: str) -> str:
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
 
 
-def base_of(folder: str | Path) -> Path:
-    """The local folder that an adapter names as its base.
+def base_of(folder: str | Path, *, resolve: Callable[[str], Path] | None = None) -> Path:
+    """The model on this machine that an adapter names as its base.
+
+    Args:
+      folder: the PEFT folder.
+      resolve: finds a model by a name that is no local folder (a hub id), or raises SmoljaxError.
 
     Raises:
       SmoljaxError: it names none, or one that is not on this machine.
     """
     folder = Path(folder)
     name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    for candidate in (Path(str(name)), folder / str(name)):
-        if name and candidate.is_dir():
+    hint = f"name the base model: smoljax convert {folder} OUT --base MODEL"
+    if not isinstance(name, str) or not name:
+        raise SmoljaxError(f"{folder}: {ADAPTER_CONFIG} names no base (base_model_name_or_path); {hint}")
+    for candidate in (Path(name), folder / name):
+        if candidate.is_dir():
             return candidate
-    raise SmoljaxError(
-        f"{folder}: its base {name!r} is no folder here; say where the base model is (base=FOLDER)"
-    )
+    try:
+        if resolve is not None:
+            return resolve(name)
+    except SmoljaxError as error:
+        raise SmoljaxError(f"{folder}: its base {name!r} is not on this machine; {hint}") from error
+    raise SmoljaxError(f"{folder}: its base {name!r} is no folder here; {hint}")
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:
@@ -115,6 +125,18 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise SmoljaxError(f"{where}: r or lora_alpha is missing or no number ({error})") from error
+
+
+def open_lora(base: Checkpoint, folder: str | Path) -> Checkpoint:
+    """`merge_lora` without weights: an opened base with the adapter's own small files.
+
+    Raises:
+      SmoljaxError: as `read_adapter_config`.
+    """
+    folder = Path(folder)
+    read_adapter_config(folder)
+    note = f"LoRA of {folder}, merged when the weights are read"
+    return _on_base(base, folder, note)
 
 
 def merge_lora(base: Checkpoint, folder: str | Path) -> Checkpoint:
@@ -160,18 +182,15 @@ def merge_lora(base: Checkpoint, folder: str | Path) -> Checkpoint:
     for path, leaf in leaves.items():
         set_leaf(params, path, leaf)
     note = f"LoRA of {where} merged into {len(modules)} tensor(s), {len(replacements)} replaced"
+    return _on_base(dataclasses.replace(base, params=params), folder, note)
+
+
+def _on_base(base: Checkpoint, folder: Path, note: str) -> Checkpoint:
+    own = read_small_files(folder)
+    own = {name: own[name] for name in own if name not in ("config.json", "generation_config.json")}
     return dataclasses.replace(
-        base,
-        params=params,
-        files=base.files | _own_files(folder),
-        notes=(*base.notes, note),
-        source=f"{base.source} + {where}",
+        base, files=base.files | own, notes=(*base.notes, note), source=f"{base.source} + {folder}"
     )
-
-
-def _own_files(folder: Path) -> dict[str, bytes]:
-    files = read_small_files(folder)
-    return {name: files[name] for name in files if name not in ("config.json", "generation_config.json")}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,13 +68,14 @@ def save_native(
         metadata = {
             "format_version": FORMAT_VERSION,
             "smoljax_version": smoljax.__version__,
-            "config": to_dict(checkpoint.config),
+            "config": {key: value for key, value in to_dict(checkpoint.config).items() if key != "compute"},
             "layout": {"scan_layers": scan_layers},
             "dtype": written.dtype,
             "tensors": written.num_tensors,
             "parameters": written.num_parameters,
             "bytes": written.num_bytes,
             "source": checkpoint.source,
+            "untrained": checkpoint.untrained,
             "notes": list(checkpoint.notes),
             "files": _files_of(scratch),
         }
@@ -83,7 +84,7 @@ def save_native(
 
 
 def load_native(folder: str | Path, dtype: str | None = None, *, verify: bool = True) -> Checkpoint:
-    """Reads a native folder of either layout.
+    """Reads a native folder of either layout, always into the unstacked one and a default `compute`.
 
     Args:
       folder: what `save_native` wrote.
@@ -123,7 +124,15 @@ def open_native(folder: str | Path) -> Checkpoint:
     metadata = read_metadata(folder)
     kept = folder / FILES_FOLDER
     files = {path.name: path.read_bytes() for path in sorted(kept.iterdir())} if kept.is_dir() else {}
-    return Checkpoint(_config(folder, metadata), {}, files, tuple(metadata["notes"]), source=str(folder))
+    return Checkpoint(
+        config=_config(folder, metadata),
+        params={},
+        files=files,
+        notes=tuple(metadata["notes"]),
+        source=str(folder),
+        untrained=metadata.get("untrained") is True,
+        stored_dtype=str(metadata.get("dtype", "")),
+    )
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -157,8 +166,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path, metadata: dict[str, Any]) -> SmolVLMConfig:
+    # How it was executed where it was saved says nothing about how it is loaded: unstacked, float32 at use.
+    stored = {key: value for key, value in metadata["config"].items() if key != "compute"}
     try:
-        return from_dict(metadata["config"])
+        return from_dict(stored)
     except (SmoljaxError, TypeError, AttributeError) as error:
         raise SmoljaxError(f"{folder / METADATA_FILE}: {error}") from error
 

@@ -61,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise SmoljaxError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SmoljaxError(f"{path}: is no JSON ({error})") from error
     if not isinstance(data, dict):
         raise SmoljaxError(f"{path}: must hold a JSON object")

@@ -12,13 +12,12 @@ PROMPT_BUCKETS = (
 NEW_TOKEN_BUCKETS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 
-def round_up(size: int, buckets: tuple[int, ...]) -> int:
-    """The smallest bucket that holds `size`.
+def round_up(size: int, buckets: tuple[int, ...], most: int) -> int:
+    """The smallest bucket that holds `size`; `most` is the last one.
 
     Raises:
-      UsageError: no bucket does.
+      UsageError: `size` is more than `most`.
     """
-    for bucket in buckets:
-        if size <= bucket:
-            return bucket
-    raise UsageError(f"{size} tokens are more than the largest bucket of {buckets[-1]}")
+    if size > most:
+        raise UsageError(f"{size} tokens are more than the {most} that fit")
+    return min((bucket for bucket in buckets if size <= bucket <= most), default=most)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,61 +15,8 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
+from smoljax.generation.options import Generation, Sampling, Timings
 from smoljax.nn.smolvlm import abstract_params
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-      temperature: 0 takes the best token (greedy); above, scores are divided by it and a token is drawn.
-      top_k: draw among the k best only; 0 means all.
-      top_p: draw among the fewest tokens that hold this share of the probability; 1 means all.
-      repetition_penalty: above 1 makes tokens of prompt and answer less likely.
-      seed: of the draws; the same seed gives the same answer.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for a value outside its range."""
-        if not self.temperature >= 0:
-            raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
-        if self.top_k < 0:
-            raise UsageError(f"top_k is {self.top_k}; it must be 0 (off) or more")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if not self.repetition_penalty > 0:
-            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
-
-
-@dataclass
-class Timings:
-    """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there."""
-
-    compile_s: float = 0.0
-    vision_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    decode_steps: int = 0
-
-    @property
-    def decode_tokens_per_s(self) -> float:
-        """Tokens a second of one row after its first token; 0 where there was only one."""
-        return self.decode_steps / self.decode_s if self.decode_s > 0 else 0.0
-
-
-@dataclass
-class Generation:
-    """One row's answer: token ids without padding (a final stop id included) and why it ended."""
-
-    token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
 
 
 @dataclass
@@ -119,7 +66,11 @@ class Generator:
           UsageError: nothing to read, or more tokens than the model has positions.
           SmoljaxError: the scores are not numbers (broken weights).
         """
-        sampling, timings = sampling or Sampling(), timings if timings is not None else Timings()
+        self.check(batch, max_new_tokens)
+        return self._run(batch, max_new_tokens, sampling or Sampling(), stride, timings or Timings())
+
+    def check(self, batch: Mapping[str, np.ndarray], max_new_tokens: int = 1) -> None:
+        """Raises UsageError for a batch that cannot be answered (see `stream`)."""
         ids = np.asarray(batch["input_ids"])
         if ids.size == 0:
             raise UsageError("the prompt is empty")
@@ -132,14 +83,23 @@ class Generator:
                 "positions: shorten the prompt, ask for fewer tokens, or spend fewer on the picture "
                 "(--longest-edge, --no-split)"
             )
-        controls = self._controls(sampling)
         if batch.get("pixel_values") is not None:
             self._check_places(batch)
+
+    def _run(
+        self,
+        batch: Mapping[str, np.ndarray],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stride: int,
+        timings: Timings,
+    ) -> Iterator[np.ndarray]:
+        controls = self._controls(sampling)
         run = self.compile(batch, max_new_tokens, sampling, timings)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
         state = run.prefill(self.weights, padded, controls)
-        tokens = np.asarray(state.tokens[:, :1])
+        tokens = np.asarray(state.tokens)[:, :1]
         timings.prefill_s += time.perf_counter() - started
         _check_finite(state)
         yield tokens
@@ -150,7 +110,7 @@ class Generator:
             started = time.perf_counter()
             state = run.decode(self.weights, state, target, controls)
             reached = int(state.step)
-            tokens = np.asarray(state.tokens[:, produced:reached])
+            tokens = np.asarray(state.tokens)[:, produced:reached]
             timings.decode_s += time.perf_counter() - started
             timings.decode_steps += reached - produced
             produced = reached
@@ -190,7 +150,7 @@ class Generator:
         Programs that are there already are taken as they are. `stream` and `generate` call this first, while
         the weights may still be on their way from the disk.
         """
-        sampling, timings = sampling or Sampling(), timings if timings is not None else Timings()
+        sampling, timings = sampling or Sampling(), timings or Timings()
         static = (sampling.temperature > 0, sampling.repetition_penalty != 1.0)
         B, T = np.shape(batch["input_ids"])
         length = self._bucket(T)
@@ -206,7 +166,7 @@ class Generator:
                 self._feature_shape(B, room), self.config.compute.dtype
             )
             shapes["tile_mask"] = jax.ShapeDtypeStruct((B, room), jnp.bool_)
-        room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS)
+        room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS, self.config.text.max_positions)
         controls = jax.eval_shape(lambda: self._controls(sampling))
         function = partial(programs.prefill, self.config, *static, room)
         args = (self.weight_shapes, shapes, controls)
@@ -229,15 +189,15 @@ class Generator:
 
         Padding tiles are not encoded; their features are zero. `num_tiles` ≥ I leaves room behind.
         """
-        timings = timings if timings is not None else Timings()
+        timings = timings or Timings()
         encode, size = self._vision_program(batch, timings), self._tiles_at_once
         pixels, real = np.asarray(batch["pixel_values"]), np.asarray(batch["tile_mask"])
         masks = batch.get("pixel_attention_mask")
         shape = self._feature_shape(real.shape[0], num_tiles or real.shape[1])
-        features = np.zeros(shape, jnp.dtype(self.config.compute.dtype))
         places = np.argwhere(real)
         parts = _vision_parts(self.weights)
         started = time.perf_counter()
+        found: list[jax.Array] = []
         for start in range(0, len(places), size):
             rows, tiles = places[start : start + size].T
             chunk = np.zeros((size, *pixels.shape[2:]), np.float32)
@@ -246,9 +206,26 @@ class Generator:
             if masks is not None:
                 mask = np.ones((size, *pixels.shape[3:]), bool)
                 mask[: len(rows)] = np.asarray(masks)[rows, tiles]
-            features[rows, tiles] = np.asarray(encode(parts, chunk, mask))[: len(rows)]
+            found.append(encode(parts, chunk, mask))
+        features = self._seat(shape, places, found)
         timings.vision_s += time.perf_counter() - started
-        return jnp.asarray(features)
+        return features
+
+    def _seat(self, shape: tuple[int, ...], places: np.ndarray, found: list[jax.Array]) -> jax.Array:
+        """Lays encoded tiles into [B, num_tiles, Q, D], which is zero elsewhere."""
+        if jax.default_backend() == "cpu":  # host memory is device memory: plain copies, nothing to compile
+            features = np.zeros(shape, jnp.dtype(self.config.compute.dtype))
+            if found:
+                features[places[:, 0], places[:, 1]] = np.concatenate([np.asarray(x) for x in found])[
+                    : len(places)
+                ]
+            return jnp.asarray(features)
+        features = jnp.zeros(shape, self.config.compute.dtype)
+        return (
+            features.at[places[:, 0], places[:, 1]].set(jnp.concatenate(found)[: len(places)])
+            if found
+            else features
+        )
 
     @property
     def weights(self) -> Any:
@@ -256,6 +233,11 @@ class Generator:
         if isinstance(self.params, Future):
             self.params = self.params.result()
         return self.params
+
+    def replace_params(self, params: Any) -> None:
+        """Other weights of the same shapes; programs are kept."""
+        self.params = params
+        self.__dict__.pop("weight_shapes", None)
 
     @cached_property
     def weight_shapes(self) -> Any:
@@ -272,7 +254,7 @@ class Generator:
         return self.tile_batch or (1 if jax.default_backend() == "cpu" else 8)
 
     def _bucket(self, length: int) -> int:
-        return min(round_up(length, PROMPT_BUCKETS), self.config.text.max_positions)
+        return round_up(length, PROMPT_BUCKETS, self.config.text.max_positions)
 
     def _feature_room(self, length: int, batch: Mapping[str, np.ndarray]) -> int:
         """Tiles that a prompt of `length` tokens can hold: so the prompt's bucket alone decides the shapes."""
@@ -284,7 +266,7 @@ class Generator:
     def _controls(self, sampling: Sampling) -> programs.Controls:
         return programs.Controls(
             temperature=jnp.float32(sampling.temperature),
-            top_k=jnp.int32(sampling.top_k or self.config.text.vocab_size),
+            top_k=jnp.int32(min(sampling.top_k, self.config.text.vocab_size) or self.config.text.vocab_size),
             top_p=jnp.float32(sampling.top_p),
             repetition_penalty=jnp.float32(sampling.repetition_penalty),
             stop_ids=jnp.asarray(self.stop_ids, jnp.int32),
@@ -338,7 +320,7 @@ class Generator:
     ) -> Callable[..., Any]:
         """The program for these shapes, compiled at most once."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
-        key = (name, static, shapes)
+        key = (name, static, shapes, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
         if key not in self.compiled:
             started = time.perf_counter()
             self.compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()

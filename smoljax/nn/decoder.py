@@ -103,7 +103,8 @@ class Decoder(nn.Module):
           positions: RoPE positions; by default real tokens are counted, from the cache's tokens on.
           segment_ids: sample number of every token of a packed row; attention stays inside a sample. Not
             together with a cache.
-          cache: keys and values so far; the new tokens are written behind them.
+          cache: keys and values so far; the new tokens are written behind them. Where they do not fit, the
+            result is NaN, so that an overflow cannot pass unnoticed under jit.
 
         Returns:
           Hidden states after the final norm, the updated cache (None without one) and the captured
@@ -119,6 +120,8 @@ class Decoder(nn.Module):
         else:
             if segment_ids is not None:
                 raise ValueError("segment_ids and cache exclude each other: packed rows are for training")
+            if cache.num_slots < T:
+                raise ValueError(f"{T} tokens do not fit a cache of {cache.num_slots} slots")
             index, own = cache.index, cache.per_layer()
             counted = counted + cache.valid.sum(axis=-1, keepdims=True, dtype=jnp.int32)
             seen = write(cache.valid, attention_mask, index)
@@ -141,5 +144,7 @@ class Decoder(nn.Module):
         if cache is not None:
             assert seen is not None
             k, v = slots if self.compute.scan_layers else zip(*slots, strict=True)
+            fits = jnp.reshape(cache.index + T <= cache.num_slots, (-1, 1, 1))
+            x = jnp.where(fits, x, jnp.nan)
             cache = KVCache(k=k, v=v, valid=seen, index=cache.index + T)
         return RMSNorm(self.config.rms_norm_eps, name="final_norm")(x), cache, captured(found)

@@ -53,9 +53,39 @@ def normalise_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
         if not isinstance(content, Sequence) or not content:
-            raise UsageError(f"message {index} ({message['role']}) has no content")
+            raise UsageError(
+                f"message {index} ({message['role']}): content must be a text or a list of items"
+            )
         result.append({**message, "content": [_item(item, index) for item in content]})
     return result
+
+
+def fill_media(messages: Sequence[Message], kind: str, given: Sequence[Any]) -> list[Any]:
+    """The pictures (or videos) of a chat in the order of their places.
+
+    Args:
+      messages: as `normalise_messages` takes them.
+      kind: "image" or "video".
+      given: for the places whose item does not hold one itself (under its kind, or "path").
+
+    Raises:
+      UsageError: an item names an address on the network.
+    """
+    found, rest = [], list(given)
+    for index, message in enumerate(normalise_messages(messages)):
+        for item in message["content"]:
+            if item["type"] != kind:
+                continue
+            own = item.get(kind, item.get("path"))
+            if own is None and "url" in item:
+                raise UsageError(
+                    f"message {index}: nothing is fetched from {item['url']}; download it and give path"
+                )
+            if own is not None:
+                found.append(own)
+            elif rest:
+                found.append(rest.pop(0))
+    return found + rest  # too many are counted, and refused, with the places
 
 
 def _item(item: Any, index: int) -> dict[str, Any]:

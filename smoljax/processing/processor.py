@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from smoljax.processing.images import ImageInput, as_list, open_image
 from smoljax.processing.prompt import VideoStyle
 from smoljax.processing.tiling import TilePlan, apply_table, cut_tiles, normalize_table, tile_plan
 from smoljax.processing.tokenizer import END_OF_UTTERANCE, IM_END, IMAGE_TOKEN, Tokenizer, unique_ids
-from smoljax.processing.video import VideoInput, frame_tiles, load_video
+from smoljax.processing.video import VideoInput, frame_tiles, load_video, video_list
 
 Grid = tuple[int, int]
 
@@ -173,7 +173,7 @@ class Processor:
         prompt: str | None = None,
         text: str | None = None,
         images: Sequence[ImageInput] | ImageInput | None = None,
-        videos: Sequence[VideoInput] | None = None,
+        videos: Sequence[VideoInput] | VideoInput | None = None,
         longest_edge: int | None = None,
         split: bool | None = None,
         video_style: VideoStyle = "hf",
@@ -186,7 +186,7 @@ class Processor:
             messages, prompt and text is given.
           prompt: short for one user message with all pictures and videos first, then this text.
           text: used as it is, after any template, with `<image>` (and `<video>`) where media go.
-          images: pictures in the order of their places. None: those that stand in the items themselves
+          images: a picture, or pictures in the order of their places. None: those that stand in the items themselves
             (`{"type": "image", "image": …}`, or "path").
           videos: the same for videos.
           longest_edge: pixels, instead of the checkpoint's; a multiple N·T of the tile size gives at most
@@ -249,11 +249,11 @@ class Processor:
         prompts.check_style(video_style)
         if unknown := sorted(set(sample) - set(Sample.__annotations__)):
             raise UsageError(f"unknown key(s) in a sample: {', '.join(unknown)}")
-        images, videos = as_list(sample.get("images")), list(sample.get("videos") or ())
+        images, videos = as_list(sample.get("images")), video_list(sample.get("videos"))
         messages = sample.get("messages")
         if messages is not None:
-            images = images or _inside(messages, "image")
-            videos = videos or _inside(messages, "video")
+            images = chat.fill_media(messages, "image", images)
+            videos = chat.fill_media(messages, "video", videos)
         if images and config is None:
             raise UsageError("this is a text-only model: it takes no pictures")
         if videos and self.config.video is None:
@@ -378,17 +378,6 @@ class Processor:
             grids=[row.grids for row in rows],
             text=[row.text for row in rows],
         )
-
-
-def _inside(messages: Sequence[chat.Message], kind: str) -> list[Any]:
-    """Pictures (or videos) that stand in the items themselves."""
-    found = []
-    for message in chat.normalise_messages(messages):
-        for item in message["content"]:
-            value = item.get(kind, item.get("path")) if item["type"] == kind else None
-            if value is not None:
-                found.append(value)
-    return found
 
 
 def _check_counts(places: Sequence[str], images: int, videos: int) -> None:

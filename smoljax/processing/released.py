@@ -9,18 +9,33 @@ import json
 from tokenizers import AddedToken, Tokenizer
 
 from smoljax.errors import SmoljaxError
-from smoljax.processing.testing import CHAT_TEMPLATE
-from smoljax.processing.tokenizer import END_OF_UTTERANCE, FAKE_TOKEN, GLOBAL_TOKEN, IMAGE_TOKEN
+from smoljax.processing.tokenizer import (
+    END_OF_UTTERANCE,
+    FAKE_TOKEN,
+    GLOBAL_TOKEN,
+    IM_END,
+    IM_START,
+    IMAGE_TOKEN,
+)
+
+#: The chat template of the released checkpoints, as data: the prompt format is theirs.
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
 
 BASE_SIZE = 49152
 NUM_RESERVED = 88
+GRID_TOKENS = tuple(f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7))
 
 
 def vlm_tokens() -> list[str]:
     """The 128 tokens behind SmolLM2's, in id order: 49152 `<global-img>` … 49279 `<end_of_utterance>`."""
-    grid = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
     reserved = [f"<|reserved_special_token_{i}|>" for i in range(NUM_RESERVED)]
-    return [GLOBAL_TOKEN, *grid, FAKE_TOKEN, IMAGE_TOKEN, *reserved, END_OF_UTTERANCE]
+    return [GLOBAL_TOKEN, *GRID_TOKENS, FAKE_TOKEN, IMAGE_TOKEN, *reserved, END_OF_UTTERANCE]
 
 
 def extend_tokenizer(tokenizer_json: bytes) -> bytes:
@@ -51,6 +66,21 @@ def processor_files(
       image_seq_len: image tokens of a tile (64, or 81).
       video: SmolVLM2's files, which know video, instead of SmolVLM's.
     """
+    extended = extend_tokenizer(tokenizer_json)
+    settings = settings_files(
+        Tokenizer.from_buffer(extended),
+        tile_size=tile_size,
+        longest_edge=longest_edge,
+        image_seq_len=image_seq_len,
+        video=video,
+    )
+    return {"tokenizer.json": extended, **settings}
+
+
+def settings_files(
+    tokenizer: Tokenizer, *, tile_size: int, longest_edge: int, image_seq_len: int, video: bool
+) -> dict[str, bytes]:
+    """The processor's files beside `tokenizer.json`; arguments as for `processor_files`."""
     family = "SmolVLM" if video else "Idefics3"
     image: dict[str, object] = {
         "do_convert_rgb": True,
@@ -71,23 +101,27 @@ def processor_files(
     if video:
         image["video_sampling"] = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": tile_size}}
     special = {
-        "bos_token": "<|im_start|>",
+        "bos_token": IM_START,
         "eos_token": END_OF_UTTERANCE,
-        "pad_token": "<|im_end|>",
+        "pad_token": IM_END,
         "unk_token": "<|endoftext|>",
     }
     data = {
         "preprocessor_config.json": image,
         "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": f"{family}Processor"},
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
-        "generation_config.json": {"bos_token_id": 0, "eos_token_id": 49279, "pad_token_id": 2},
+        "generation_config.json": {
+            "bos_token_id": 0,
+            "eos_token_id": tokenizer.token_to_id(END_OF_UTTERANCE),
+            "pad_token_id": tokenizer.token_to_id(IM_END),
+        },
         "special_tokens_map.json": special,
         "tokenizer_config.json": {
             **special,
+            "clean_up_tokenization_spaces": False,
             "model_max_length": 8192,
-            "tokenizer_class": "PreTrainedTokenizerFast",
             "processor_class": f"{family}Processor",
+            "tokenizer_class": "PreTrainedTokenizerFast",
         },
     }
-    files = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}
-    return {"tokenizer.json": extend_tokenizer(tokenizer_json), **files}
+    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}

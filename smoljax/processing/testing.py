@@ -11,6 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Backend
 
 from smoljax.processing.processor import Processor
+from smoljax.processing.released import GRID_TOKENS, settings_files
 from smoljax.processing.tokenizer import (
     END_OF_UTTERANCE,
     FAKE_TOKEN,
@@ -21,21 +22,15 @@ from smoljax.processing.tokenizer import (
     Tokenizer,
 )
 
-#: The chat template of the released checkpoints, as data: the prompt format is theirs.
-CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+_CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+    "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-_GRID = [f"<row_{row}_col_{col}>" for row in range(1, 7) for col in range(1, 7)]
-
 
 # Ids 256 to 301: after 256 bytes come 4 tokens, 36 grid places, 3 spare ones and <fake_…>; <image> is 300.
 _SPARE = ["<unused_0>", "<unused_1>", "<unused_2>"]
-_SPECIAL = [IM_START, IM_END, "<|endoftext|>", GLOBAL_TOKEN, *_GRID, *_SPARE]
+_SPECIAL = [IM_START, IM_END, "<|endoftext|>", GLOBAL_TOKEN, *GRID_TOKENS, *_SPARE]
 _SPECIAL += [FAKE_TOKEN, IMAGE_TOKEN, END_OF_UTTERANCE]
 
 
@@ -68,59 +63,26 @@ def tiny_files(
     vision: bool = True,
 ) -> dict[str, bytes]:
     """The small files of a checkpoint whose processor is `tiny_processor`."""
-    tokens = {
-        "bos_token": IM_START,
-        "eos_token": END_OF_UTTERANCE if vision else IM_END,
-        "pad_token": IM_END,
-        "unk_token": "<|endoftext|>",
-    }
     backend = toy_backend()
-    files: dict[str, object] = {
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            **tokens,
-        },
-        "special_tokens_map.json": tokens,
-        "generation_config.json": {"eos_token_id": backend.token_to_id(tokens["eos_token"])},
-    }
     if vision:
-        edge = {"longest_edge": longest_edge}
-        preprocessor = {
-            "do_convert_rgb": True,
-            "do_image_splitting": True,
-            "do_normalize": True,
-            "do_pad": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "image_processor_type": "SmolVLMImageProcessor" if video else "Idefics3ImageProcessor",
-            "max_image_size": {"longest_edge": tile_size},
-            "resample": 1,
-            "rescale_factor": 1 / 255,
-            "size": edge,
-        }
-        if video:
-            preprocessor["video_sampling"] = {
-                "fps": 1,
-                "max_frames": 64,
-                "video_size": {"longest_edge": tile_size},
-            }
-        name = "SmolVLMProcessor" if video else "Idefics3Processor"
-        files["preprocessor_config.json"] = {**preprocessor, "processor_class": name}
-        files["processor_config.json"] = {"image_seq_len": image_seq_len, "processor_class": name}
-        files["chat_template.json"] = {"chat_template": CHAT_TEMPLATE}
+        settings = settings_files(
+            backend, tile_size=tile_size, longest_edge=longest_edge, image_seq_len=image_seq_len, video=video
+        )
     else:
-        files["chat_template.json"] = {
-            "chat_template": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
-            "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+        tokens = {
+            "bos_token": IM_START,
+            "eos_token": IM_END,
+            "pad_token": IM_END,
+            "unk_token": "<|endoftext|>",
         }
-    return {
-        "tokenizer.json": backend.to_str().encode(),
-        **{name: json.dumps(data, indent=2).encode() for name, data in files.items()},
-    }
+        files: dict[str, object] = {
+            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **tokens},
+            "special_tokens_map.json": tokens,
+            "generation_config.json": {"eos_token_id": backend.token_to_id(IM_END)},
+            "chat_template.json": {"chat_template": _CHATML},
+        }
+        settings = {name: json.dumps(data, indent=2).encode() for name, data in files.items()}
+    return {"tokenizer.json": backend.to_str().encode(), **settings}
 
 
 def tiny_processor(

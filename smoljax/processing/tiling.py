@@ -149,9 +149,3 @@ def apply_table(table: np.ndarray, tiles: list[Image.Image] | list[np.ndarray]) 
         for channel in range(3):
             np.take(table[channel], tile[..., channel], out=target[channel])
     return out
-
-
-def picture_tiles(image: Image.Image, config: ImageConfig) -> tuple[np.ndarray, TilePlan]:
-    """All of it: an RGB picture → [I, 3, T, T] float32 and the plan it followed."""
-    plan = tile_plan(*image.size, config)
-    return apply_table(normalize_table(config), cut_tiles(image, plan, config.resample)), plan

@@ -62,21 +62,6 @@ class Tokenizer:
         """`<image>`: 49190 in the common vocabulary, 49153 in the first 2.2B; None for text only."""
         return self.token_id(IMAGE_TOKEN)
 
-    @property
-    def fake_id(self) -> int | None:
-        """`<fake_token_around_image>`."""
-        return self.token_id(FAKE_TOKEN)
-
-    @property
-    def global_id(self) -> int | None:
-        """`<global-img>`; None where it is plain text (the first 2.2B)."""
-        return self.token_id(GLOBAL_TOKEN)
-
-    @property
-    def end_of_utterance_id(self) -> int | None:
-        """`<end_of_utterance>`, which ends a turn of every SmolVLM."""
-        return self.token_id(END_OF_UTTERANCE)
-
     def row_col_id(self, row: int, col: int) -> int | None:
         """`<row_{row}_col_{col}>`, both counted from 1; None where it is plain text (the first 2.2B)."""
         return self.token_id(f"<row_{row}_col_{col}>")

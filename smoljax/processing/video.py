@@ -44,6 +44,18 @@ class Video:
 VideoInput = Video | str | os.PathLike[str] | np.ndarray | Sequence[ImageInput]
 
 
+def video_list(value: Sequence[VideoInput] | VideoInput | None) -> list[VideoInput]:
+    """None → [], one video → [it], a sequence of videos → a list.
+
+    A bare list is taken as several videos; frames as a list of pictures go in a `Video`.
+    """
+    if value is None:
+        return []
+    if isinstance(value, Video | str | os.PathLike | np.ndarray):
+        return [value]
+    return list(value)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class SampledVideo:
     """The frames that will be shown to the model.
@@ -95,6 +107,8 @@ def load_video(source: VideoInput, config: VideoConfig) -> SampledVideo:
             raise SmoljaxError(f"{path}: no such video")
         if path.is_dir():
             return _sample_pictures(_folder(path), video.fps, config)
+        if video.fps is not None:
+            raise UsageError(f"{path}: a video file has a frame rate of its own; leave fps out")
         return _read_file(path, config)
     if isinstance(video.source, np.ndarray):
         array = video.source
@@ -145,7 +159,7 @@ def _sample_pictures(frames: Sequence[ImageInput], fps: float | None, config: Vi
     if fps is None:
         if len(frames) > config.max_frames:
             raise UsageError(
-                f"{len(frames)} frames and no frame rate; give fps, and {config.max_frames} at most are taken"
+                f"{len(frames)} frames but no frame rate: give fps (--fps); {config.max_frames} at most are taken"
             )
         warnings.warn(
             f"no frame rate given; timestamps are written for {FALLBACK_FPS:g} a second", stacklevel=4

@@ -90,6 +90,8 @@ def test_wrong_folder(tmp_path, folder: Folder):
 def test_config_is_no_json(folder: Folder):
     folder.config.write_text("{")
     refused(folder.path, "config.json", "no JSON")
+    folder.config.write_text("[" * 100_000)
+    refused(folder.path, "config.json", "no JSON")
     folder.config.write_text("[]")
     refused(folder.path, "config.json", "JSON object")
 

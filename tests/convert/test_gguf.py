@@ -8,7 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from smoljax.cli.describe import describe
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves
+from smoljax.convert.convert import open_checkpoint
 from smoljax.convert.gguf import gguf_name, load_gguf, unpermute
 from smoljax.errors import SmoljaxError, UsageError
 
@@ -194,6 +196,19 @@ def test_files_beside_the_weights(tmp_path: Path) -> None:
     assert config["tie_word_embeddings"] is True
     assert json.loads(files["generation_config.json"]) == {"bos_token_id": 0, "eos_token_id": 0}
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(files)
+
+
+def test_opened_without_dequantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "m.gguf", tensors(), kinds=KINDS)
+    loaded = load_gguf(path)
+    monkeypatch.setattr("gguf.dequantize", lambda *args: pytest.fail("a weight was read"))
+    opened = open_checkpoint(path)
+    assert (opened.params, opened.config, opened.files) == ({}, loaded.config, loaded.files)
+    assert (opened.notes, opened.stored_dtype) == (loaded.notes, loaded.stored_dtype)
+    assert opened.stored_dtype.startswith("9 F32, 4 Q4_1, 3 Q8_0, ")
+    report = describe(str(path))
+    assert (report["stored_dtype"], report["tensors"]) == (loaded.stored_dtype, loaded.num_tensors)
+    assert report["parameters"] == loaded.num_parameters
 
 
 def test_the_whole_difference_is_listed(tmp_path: Path) -> None:

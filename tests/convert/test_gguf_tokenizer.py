@@ -152,13 +152,10 @@ def test_what_cannot_be_rebuilt(changes: dict[str, Any], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_smollm2_equals_the_published_tokenizer() -> None:
+def test_smollm2_equals_the_published_tokenizer(smollm2) -> None:
     from smoljax.convert.native import FILES_FOLDER
-    from smoljax.hub import fetched
 
-    if "smollm2-135m" not in fetched():
-        pytest.skip("smollm2-135m is not in the cache: smoljax fetch smollm2-135m")
-    data = (fetched()["smollm2-135m"] / FILES_FOLDER / "tokenizer.json").read_bytes()
+    data = (smollm2 / FILES_FOLDER / "tokenizer.json").read_bytes()
     assert digest(Tokenizer.from_buffer(data), random_texts(GOLDEN_COUNT)) == GOLDEN_DIGEST
 
 

@@ -1,9 +1,12 @@
 """config.json: keys that are left out, keys that disagree, features that are refused."""
 
+import dataclasses
+
 import pytest
 from convert_helpers import tiny_text
 
 from smoljax import presets
+from smoljax.config import ComputeConfig
 from smoljax.convert import names
 from smoljax.convert.hf_config import from_hf_config, to_hf_config
 from smoljax.errors import SmoljaxError
@@ -146,16 +149,69 @@ def test_junk_is_ignored():
         ("text_config__attention_bias", True, ["attention_bias is True"]),
         ("text_config__rope_scaling", {"rope_type": "llama3"}, ["rope_scaling", "'llama3'", "not supported"]),
         ("text_config__rope_parameters", {"rope_type": "yarn"}, ["rope_parameters", "'yarn'"]),
-        ("text_config__hidden_size", "wide", ["not of the type"]),
+        ("text_config__hidden_size", "wide", ["text_config.hidden_size is 'wide'", "whole number"]),
+        ("text_config__hidden_size", True, ["text_config.hidden_size is True"]),
+        ("text_config__num_attention_heads", 0, ["text_config.num_attention_heads is 0"]),
+        ("text_config__head_dim", 0, ["text_config.head_dim is 0"]),
+        ("text_config__num_key_value_heads", 1.5, ["text_config.num_key_value_heads is 1.5"]),
+        ("text_config__rms_norm_eps", float("nan"), ["text_config.rms_norm_eps is nan"]),
+        ("text_config__rms_norm_eps", "1e-5", ["text_config.rms_norm_eps is '1e-5'"]),
+        ("text_config__rope_theta", float("inf"), ["text_config.rope_theta is inf"]),
+        ("text_config__rope_theta", -1, ["text_config.rope_theta is -1"]),
+        ("text_config__rope_scaling", "x", ["text_config.rope_scaling is 'x'"]),
+        ("text_config__rope_parameters", [1], ["text_config.rope_parameters is [1]"]),
+        ("text_config__rope_scaling", {"partial_rotary_factor": "half"}, ["not of the type"]),
+        ("text_config__max_position_embeddings", 0, ["text_config.max_position_embeddings is 0"]),
+        ("vision_config__layer_norm_eps", -1, ["vision_config.layer_norm_eps is -1"]),
+        ("vision_config__num_attention_heads", None, ["num_attention_heads is missing", "default 16", "24"]),
+        ("vision_config__patch_size", [], ["only squares"]),
+        ("image_token_id", 300.5, ["image_token_id is 300.5"]),
+        ("image_token_id", -1, ["image_token_id is -1"]),
+        ("tie_word_embeddings", "false", ["tie_word_embeddings is 'false'"]),
         ("vision_config__hidden_act", "relu", ["vision_config.hidden_act is 'relu'"]),
         ("vision_config__num_attention_heads", 5, ["24", "5 heads"]),
     ],
 )
 def test_refusals_name_key_value_and_shape(path, value, words):
     with pytest.raises(SmoljaxError) as error:
-        from_hf_config(tiny(**{path: value}), SHAPES)
+        from_hf_config(tiny(**{path: value}), SHAPES, "folder/config.json")
+    assert str(error.value).startswith("folder/config.json: ")
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_whole_float_becomes_an_int():
+    found = from_hf_config(tiny(image_token_id=300.0), SHAPES).config.image_token_id
+    assert (found, type(found)) == (300, int)
+
+
+VISION, TEXT = presets.tiny().vision, presets.tiny().text
+assert VISION is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        (ComputeConfig(), {"dtype": "bf16"}),
+        (ComputeConfig(), {"dtype": "float16"}),
+        (ComputeConfig(), {"remat": "some"}),
+        (VISION, {"layer_norm_eps": 0.0}),
+        (VISION, {"num_heads": 0}),
+        (TEXT, {"rms_norm_eps": float("nan")}),
+        (TEXT, {"rope_theta": -1.0}),
+        (TEXT, {"rope_theta": "x"}),
+        (TEXT, {"num_layers": 2.0}),
+        (presets.tiny(), {"image_token_id": 320}),
+        (presets.tiny(), {"image_token_id": -1}),
+        (presets.tiny(), {"image_token_id": 300.0}),
+        (presets.tiny(), {"scale_factor": 0}),
+    ],
+)
+def test_the_dataclasses_check_themselves(part, changes):
+    ((key, value),) = changes.items()
+    with pytest.raises(SmoljaxError) as error:
+        dataclasses.replace(part, **changes)
+    assert f"{key} is {value!r}" in str(error.value)
 
 
 def test_image_size_that_the_patches_do_not_fill():

@@ -9,7 +9,7 @@ import pytest
 from convert_helpers import Folder, tiny_text, write
 
 from smoljax import presets
-from smoljax.convert.convert import convert, load_checkpoint
+from smoljax.convert.convert import convert, load_checkpoint, open_checkpoint
 from smoljax.convert.hf import load_hf
 from smoljax.errors import SmoljaxError, UsageError
 
@@ -122,12 +122,39 @@ def test_tensors_that_fit_nothing(tmp_path, folder: Folder):
 
 def test_base_that_is_not_here(tmp_path, folder: Folder):
     path = adapter(tmp_path / "lora", pair(Q), base_model_name_or_path="HuggingFaceTB/SmolVLM-256M-Instruct")
-    with pytest.raises(SmoljaxError, match=r"'HuggingFaceTB/SmolVLM-256M-Instruct' is no folder here"):
+    hint = rf"smoljax convert {path} OUT --base MODEL"
+    with pytest.raises(SmoljaxError, match=rf"'HuggingFaceTB/SmolVLM-256M-Instruct' is no folder.*{hint}"):
         load_checkpoint(path)
+
+    def no_such_model(name: str) -> Path:
+        raise UsageError(f"{name}: no such folder or file")
+
+    with pytest.raises(SmoljaxError, match=rf"is not on this machine.*{hint}"):
+        load_checkpoint(path, resolve=no_such_model)
+    with pytest.raises(SmoljaxError, match=r"names no base .*--base MODEL"):
+        load_checkpoint(adapter(tmp_path / "nameless", pair(Q)))
     with pytest.raises(SmoljaxError, match="LoRA folder itself"):
         load_checkpoint(path, base=path)
     with pytest.raises(UsageError, match="takes no base"):
         load_checkpoint(folder.path, base=folder.path)
+
+
+def test_base_that_has_a_name(tmp_path, folder: Folder):
+    path = adapter(tmp_path / "lora", pair(Q), base_model_name_or_path="owner/name")
+    (path / "chat_template.jinja").write_bytes(b"new")
+    asked = []
+
+    def resolve(name: str) -> Path:
+        asked.append(name)
+        return folder.path
+
+    merged, opened = (read(path, resolve=resolve) for read in (load_checkpoint, open_checkpoint))
+    np.testing.assert_array_equal(q_kernel(merged), q_kernel(load_checkpoint(path, base=folder.path)))
+    assert convert(path, tmp_path / "out", resolve=resolve).source_kind == "lora"
+    assert asked == ["owner/name"] * 3
+    assert (opened.params, opened.config, opened.files) == ({}, merged.config, merged.files)
+    assert (opened.source, opened.stored_dtype) == (merged.source, "float32")
+    assert "merged when the weights are read" in opened.notes[-1]
 
 
 def test_tied_table(tmp_path, make_folder):

@@ -10,11 +10,16 @@ import pytest
 from convert_helpers import GOLDEN, SMALL_FILES, Folder, flat, random_checkpoint, tiny_text
 
 from smoljax import presets
-from smoljax.convert.convert import convert, kind_of, load_checkpoint
+from smoljax.cli.describe import describe
+from smoljax.config import ComputeConfig
+from smoljax.convert import safetensors_file
+from smoljax.convert.convert import convert, kind_of, load_checkpoint, open_checkpoint
 from smoljax.convert.hf import load_hf, save_hf
 from smoljax.convert.native import load_native, read_metadata, save_native
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.smolvlm import SmolVLM
 from smoljax.nn.stacking import stack_layers
+from smoljax.processing.config import PROCESSOR_FILES
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "idefics3_tied", "llama_tied"])
@@ -139,3 +144,94 @@ def test_kinds(tmp_path, folder: Folder):
         convert(folder.path, tmp_path / "y", dtype="int8")
     with pytest.raises(UsageError):
         convert(folder.path, tmp_path / "y", to="onnx")  # pyright: ignore[reportArgumentType]
+
+
+def test_how_it_was_executed_is_not_stored(tmp_path, checkpoint):
+    """Params load unstacked, so the config must not say otherwise; a folder that does is read as well."""
+    elsewhere = checkpoint.config.with_compute(scan_layers=True, dtype="bfloat16")
+    stacked = stack_layers(checkpoint.params)
+    save_native(dataclasses.replace(checkpoint, config=elsewhere, params=stacked), tmp_path / "n")
+    loaded = load_native(tmp_path / "n")
+    assert loaded.config == checkpoint.config
+    assert loaded.config.compute == ComputeConfig()
+    batch = {"input_ids": np.arange(5)[None]}
+    params = jax.tree.map(jax.numpy.asarray, loaded.params)
+    out = SmolVLM(loaded.config).apply({"params": params}, batch)
+    assert np.isfinite(out.logits).all()
+    path = tmp_path / "n" / "smoljax.json"
+    data = json.loads(path.read_bytes())
+    assert "compute" not in data["config"]
+    data["config"]["compute"] = {"scan_layers": True, "dtype": "bfloat16", "remat": "none"}
+    path.write_text(json.dumps(data))
+    assert load_native(tmp_path / "n").config == checkpoint.config
+
+
+def test_untrained_survives_every_format(tmp_path, checkpoint):
+    random = dataclasses.replace(checkpoint, untrained=True)
+    save_native(random, tmp_path / "n")
+    convert(tmp_path / "n", tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "n2")
+    convert(tmp_path / "n2", tmp_path / "hf2")
+    for name in ("n", "hf", "n2", "hf2"):
+        assert load_checkpoint(tmp_path / name, "bfloat16").untrained, name
+        assert open_checkpoint(tmp_path / name).untrained, name
+        assert describe(str(tmp_path / name))["untrained"], name
+    for file in (tmp_path / "hf").iterdir():
+        assert (tmp_path / "hf2" / file.name).read_bytes() == file.read_bytes(), file.name
+    trained = dataclasses.replace(load_checkpoint(tmp_path / "hf"), untrained=False)
+    save_hf(trained, tmp_path / "trained")
+    assert b"smoljax_untrained" not in (tmp_path / "trained" / "config.json").read_bytes()
+    assert not load_hf(tmp_path / "trained").untrained
+    metadata = read_metadata(tmp_path / "n")
+    del metadata["untrained"]  # as older folders are
+    (tmp_path / "n" / "smoljax.json").write_text(json.dumps(metadata))
+    assert not load_native(tmp_path / "n").untrained
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "idefics3_tied", "llama_tied"])
+def test_opened_without_reading_weights(tmp_path, monkeypatch, name):
+    loaded = load_hf(GOLDEN / name)
+    convert(GOLDEN / name, tmp_path / "native")
+
+    def read(*_):
+        pytest.fail("a weight was read")
+
+    monkeypatch.setattr(
+        "smoljax.convert.safetensors_file._lazy",
+        lambda path, name, handle, lazy=safetensors_file._lazy: dataclasses.replace(
+            lazy(path, name, handle), read=read
+        ),
+    )
+    for weights in (tmp_path / "native" / "params").rglob("*"):
+        if weights.is_file() and weights.name != "zarr.json":
+            weights.unlink()
+    for source in (GOLDEN / name, tmp_path / "native"):
+        opened = open_checkpoint(source)
+        assert (opened.params, opened.config, opened.files) == ({}, loaded.config, loaded.files)
+        assert (opened.notes, opened.stored_dtype) == (loaded.notes, loaded.dtype)
+        report = describe(str(source))
+        assert (report["tensors"], report["parameters"]) == (loaded.num_tensors, loaded.num_parameters)
+        assert report["stored_dtype"] == loaded.dtype
+    with pytest.raises(pytest.fail.Exception, match="a weight was read"):
+        load_hf(GOLDEN / name)
+
+
+def test_a_tied_table_stored_twice_is_said(tmp_path, make_folder):
+    folder = make_folder(presets.tiny(tie_embeddings=True))
+    tensors = folder.tensors()
+    assert load_hf(folder.path).notes == ()
+    folder.write(tensors | {"lm_head.weight": tensors["model.text_model.embed_tokens.weight"].copy()})
+    summary = convert(folder.path, tmp_path / "out", to="hf")
+    assert summary.tensors == len(tensors) == 67
+    assert any("stored twice" in note and "lm_head" in note for note in summary.notes)
+    folder.write(tensors | {"lm_head.weight": tensors["model.text_model.embed_tokens.weight"] + 1})
+    assert any("differ" in note for note in load_hf(folder.path).notes)
+
+
+def test_every_processor_file_travels(tmp_path, folder: Folder):
+    for name in PROCESSOR_FILES:
+        (folder.path / name).write_bytes(name.encode())
+    convert(folder.path, tmp_path / "n")
+    convert(tmp_path / "n", tmp_path / "out")
+    for name in PROCESSOR_FILES:
+        assert (tmp_path / "out" / name).read_bytes() == name.encode()

@@ -4,7 +4,8 @@ import pytest
 
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.processing import chat
-from smoljax.processing.testing import CHAT_TEMPLATE, tiny_processor
+from smoljax.processing.released import CHAT_TEMPLATE
+from smoljax.processing.testing import tiny_processor
 
 IMAGE = {"type": "image"}
 
@@ -79,8 +80,8 @@ def test_a_failing_or_hostile_template_is_one_line(template):
         ([], "empty"),
         ("Hi", "empty"),
         ([{"content": "x"}], "no 'role'"),
-        ([{"role": "user"}], "no content"),
-        ([{"role": "user", "content": []}], "no content"),
+        ([{"role": "user"}], "content must be"),
+        ([{"role": "user", "content": []}], "content must be"),
         (user({"type": "audio"}), "'audio'"),
         (user({"type": "text"}), "no 'text'"),
         (user(3), "None"),
@@ -110,3 +111,12 @@ def test_the_evaluations_prompt_is_one_question():
 def test_the_template_of_a_text_processor():
     batch = tiny_processor(vision=False)(prompt="Hi")
     assert batch.text == ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"]
+
+
+def test_given_pictures_take_the_places_that_hold_none():
+    messages = user(IMAGE, {"type": "image", "path": "own.png"}, IMAGE, text("?"))
+    assert chat.fill_media(messages, "image", ["a", "b"]) == ["a", "own.png", "b"]
+    assert chat.fill_media(messages, "image", ["a"]) == ["a", "own.png"]  # the count is checked later
+    assert len(chat.fill_media(messages, "image", ["a", "b", "c"])) == 4
+    with pytest.raises(UsageError, match="nothing is fetched"):
+        chat.fill_media(user({"type": "image", "url": "https://x/y.png"}), "image", [])

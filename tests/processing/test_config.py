@@ -7,7 +7,8 @@ import pytest
 from smoljax.errors import SmoljaxError
 from smoljax.processing import Processor
 from smoljax.processing.config import read_config
-from smoljax.processing.testing import CHAT_TEMPLATE, tiny_files, tiny_processor
+from smoljax.processing.released import CHAT_TEMPLATE
+from smoljax.processing.testing import tiny_files, tiny_processor
 
 
 def edited(name, drop=(), files=None, **changes):

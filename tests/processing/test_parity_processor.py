@@ -1,7 +1,6 @@
 """A short run of experiments/parity/processor_reference.py; set SMOLJAX_PROCESSORS for the released files."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -43,11 +42,10 @@ def test_random_pictures_and_prompts_with_the_toy_vocabulary(reference):
     run_and_check(reference, None, 60)
 
 
-@pytest.mark.skipif(
-    "SMOLJAX_PROCESSORS" not in os.environ, reason="SMOLJAX_PROCESSORS names no processor files"
-)
-def test_random_pictures_and_prompts_with_the_released_files(reference):
-    run_and_check(reference, Path(os.environ["SMOLJAX_PROCESSORS"]), 15)
+def test_random_pictures_and_prompts_with_the_real_vocabulary(reference, smollm2, tmp_path):
+    from experiments.parity.table import released_processors
+
+    run_and_check(reference, released_processors(tmp_path), 15)
 
 
 def test_a_video_file_is_read_as_the_reference_reads_it(tmp_path):

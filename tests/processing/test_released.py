@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from smoljax.errors import SmoljaxError
-from smoljax.hub import fetched
 from smoljax.models import load_processor
 from smoljax.processing.processor import Processor
 from smoljax.processing.released import extend_tokenizer, processor_files, vlm_tokens
@@ -13,10 +12,8 @@ from smoljax.processing.testing import tiny_processor
 
 
 @pytest.fixture(scope="module")
-def processor():
-    if "smollm2-135m" not in fetched():
-        pytest.skip("needs the real vocabulary: smoljax fetch smollm2-135m")
-    base = load_processor("smollm2-135m").files["tokenizer.json"]
+def processor(smollm2):
+    base = load_processor(smollm2).files["tokenizer.json"]
     return Processor.from_files(
         processor_files(base, tile_size=512, longest_edge=2048, image_seq_len=64, video=False)
     )
@@ -40,7 +37,9 @@ def test_published_ids(processor):
     assert tokenizer.encode("Hello, world!") == [19556, 28, 905, 17]
     assert tokenizer.encode("\n\n") == [1116]
     assert tokenizer.encode("a\n\nb") == [81, 198, 198, 82]
-    assert (tokenizer.image_id, tokenizer.fake_id, tokenizer.global_id) == (49190, 49189, 49152)
+    assert tokenizer.image_id == 49190
+    assert tokenizer.token_id("<fake_token_around_image>") == 49189
+    assert tokenizer.token_id("<global-img>") == 49152
     assert tokenizer.row_col_id(6, 6) == 49188
     assert processor.stop_ids == (49279,)
 

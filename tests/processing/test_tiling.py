@@ -11,7 +11,7 @@ from processing_golden import digest, load_golden
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.processing import ImageConfig, tile_plan
 from smoljax.processing.testing import pattern_picture, tiny_processor
-from smoljax.processing.tiling import cut_tiles, longest_edge_size, picture_tiles
+from smoljax.processing.tiling import apply_table, cut_tiles, longest_edge_size, normalize_table
 
 GOLDEN = load_golden("pictures.json")
 SETTINGS = {"tiny": (32, 128), "256M": (512, 2048), "2.2B": (384, 1536)}
@@ -71,7 +71,8 @@ def test_pixels_are_the_references_bit_by_bit(mode, width, height, split, sha):
 def test_tiles_go_row_by_row_and_the_whole_picture_is_last():
     config = image_config(32, 96)
     image = pattern_picture(96, 64)
-    pixels, plan = picture_tiles(image, config)
+    plan = tile_plan(*image.size, config)
+    pixels = apply_table(normalize_table(config), cut_tiles(image, plan, config.resample))
     assert (plan.rows, plan.cols, pixels.shape) == (2, 3, (7, 3, 32, 32))
     source = np.asarray(image).transpose(2, 0, 1)
     np.testing.assert_array_equal(np.round(pixels[4] * 127.5 + 127.5), source[:, 32:, 32:64])

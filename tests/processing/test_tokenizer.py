@@ -1,13 +1,13 @@
 """Tokens: round trips, streaming, special ids looked up, the real vocabulary where it is at hand."""
 
-import os
 import random
-from pathlib import Path
 
 import pytest
 
 from smoljax.errors import SmoljaxError
+from smoljax.models import load_processor
 from smoljax.processing import Tokenizer
+from smoljax.processing.released import extend_tokenizer
 from smoljax.processing.testing import toy_backend, toy_tokenizer
 
 TEXTS = ["", " ", "Hello, world!", "a\n\nb 12", "naïve 你好 😀👩‍🚀 \x00\x7f\u202e", "é" * 50]
@@ -22,7 +22,7 @@ def test_round_trip(text):
 def test_special_tokens_are_looked_up():
     tokenizer = toy_tokenizer()
     assert len(tokenizer) == 302
-    assert (tokenizer.image_id, tokenizer.fake_id, tokenizer.end_of_utterance_id) == (300, 299, 301)
+    assert [tokenizer.image_id, tokenizer.token_id("<end_of_utterance>")] == [300, 301]
     assert tokenizer.token_id("<|im_start|>") == 256
     assert tokenizer.row_col_id(6, 6) == tokenizer.row_col_id(1, 1) + 35
     assert tokenizer.row_col_id(7, 1) is None
@@ -68,21 +68,15 @@ def test_a_broken_file_is_one_line(data):
 
 
 @pytest.fixture(scope="module")
-def real_tokenizer():
-    folder = os.environ.get("SMOLJAX_PROCESSORS")
-    if not folder or not (Path(folder) / "tokenizer.json").is_file():
-        pytest.skip("SMOLJAX_PROCESSORS names no folder with the released tokenizer.json")
-    return Tokenizer.from_bytes((Path(folder) / "tokenizer.json").read_bytes())
+def real_tokenizer(smollm2):
+    return Tokenizer.from_bytes(extend_tokenizer(load_processor(smollm2).files["tokenizer.json"]))
 
 
 def test_the_released_vocabulary(real_tokenizer):
     assert len(real_tokenizer) == 49280
-    assert (real_tokenizer.image_id, real_tokenizer.fake_id, real_tokenizer.global_id) == (
-        49190,
-        49189,
-        49152,
-    )
-    assert (real_tokenizer.row_col_id(2, 3), real_tokenizer.end_of_utterance_id) == (49161, 49279)
+    assert real_tokenizer.image_id == 49190
+    assert real_tokenizer.row_col_id(2, 3) == 49161
+    assert real_tokenizer.token_id("<end_of_utterance>") == 49279
     assert real_tokenizer.encode("Hello, world!") == [19556, 28, 905, 17]
     assert real_tokenizer.encode("User:\n") == [11126, 42, 198]
     assert real_tokenizer.encode("\n\n") == [1116]

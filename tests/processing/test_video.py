@@ -106,7 +106,7 @@ def test_frames_without_a_rate_are_all_used_or_refused(processor):
         batch = processor(prompt="x", videos=[numbered(30)])
     assert batch.tiles == [30]
     assert "series of thirty frames from a 0:00:01" in batch.text[0]
-    with pytest.raises(UsageError, match="65 frames and no frame rate"):
+    with pytest.raises(UsageError, match="65 frames but no frame rate"):
         processor(prompt="x", videos=[numbered(65)])
 
 

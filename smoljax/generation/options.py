@@ -1,0 +1,62 @@
+"""What a caller says about generation, and what comes back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from smoljax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+      temperature: 0 takes the best token (greedy); above, scores are divided by it and a token is drawn.
+      top_k: draw among the k best only; 0 means all.
+      top_p: draw among the fewest tokens that hold this share of the probability; 1 means all.
+      repetition_penalty: above 1 makes tokens of prompt and answer less likely.
+      seed: of the draws; the same seed gives the same answer.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        if not self.temperature >= 0:
+            raise UsageError(f"temperature is {self.temperature}; it must be 0 or more")
+        if self.top_k < 0:
+            raise UsageError(f"top_k is {self.top_k}; it must be 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            raise UsageError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
+
+
+@dataclass
+class Timings:
+    """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there."""
+
+    compile_s: float = 0.0
+    vision_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    decode_steps: int = 0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens a second of one row after its first token; 0 where there was only one."""
+        return self.decode_steps / self.decode_s if self.decode_s > 0 else 0.0
+
+
+@dataclass
+class Generation:
+    """One row's answer: token ids without padding (a final stop id included) and why it ended."""
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
