@@ -125,11 +125,7 @@ def main() -> None:
             extra = ("--processors", str(released_processors(Path(folder)))) if name == "processor" else ()
             result = run(f"{name}_reference", *extra)
             (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    results = {
-        path.stem: json.loads(path.read_text())
-        for path in sorted(RESULTS.glob("*.json"))
-        if path.stem != "startup"
-    }
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     (DOCS / "parity.md").write_text(page(results))
     print(DOCS.name + "/parity.md")
 
