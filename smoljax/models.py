@@ -1,5 +1,6 @@
 """From a name or a path to a loaded model."""
 
+import dataclasses
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import jax
 
 from smoljax import hub
+from smoljax.config import PositionIds
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
@@ -73,6 +75,7 @@ def load(
     scan_layers: bool = False,
     tile_batch: int | None = None,
     background: bool = False,
+    position_ids: PositionIds | None = None,
 ) -> VLM:
     """Loads a model ready to use.
 
@@ -84,6 +87,8 @@ def load(
       tile_batch: tiles that go through the patch encoder at a time (see `Generator`).
       background: return before the weights of a native folder are read; whoever needs them waits, and compiling
         does not. A damaged weight is then an error at first use. Other kinds are read at once.
+      position_ids: which vision position each patch takes (`smoljax.ops.patches.position_ids`); None: "arange", as in
+        training. "hf_4_55" reproduces what transformers 4.55–4.56 computed.
 
     Raises:
       UsageError: no such model.
@@ -108,8 +113,13 @@ def load(
     later = background and kind == "native"
     checkpoint = open_checkpoint(path) if later else read()
     processor = _processor(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
+    config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
+    if position_ids is not None and config.vision is not None:
+        config = dataclasses.replace(
+            config, vision=dataclasses.replace(config.vision, position_ids=position_ids)
+        )
     vlm = VLM(
-        config=checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none"),
+        config=config,
         weights={},
         processor=processor,
         name=str(model),

@@ -70,6 +70,14 @@ def test_other_weights_answer_otherwise_without_compiling(folder):
     assert vlm.generator.num_compilations == compiled
 
 
+def test_the_known_shift_of_position_ids_is_an_option(folder, vlm):
+    shifted = load(folder, position_ids="hf_4_55")
+    arrays = vlm.prepare(prompt="What?", images=[picture(7)]).arrays()
+    assert np.abs(shifted.logits(arrays) - vlm.logits(arrays)).max() > 1e-4
+    same = load(folder, position_ids="bucket").logits(arrays)
+    np.testing.assert_array_equal(same, vlm.logits(arrays))
+
+
 @pytest.mark.parametrize("options", [{"background": True}, {"scan_layers": True}, {"dtype": "bfloat16"}])
 def test_ways_to_load(folder, vlm, options):
     loaded = load(folder, **options)
