@@ -1,7 +1,10 @@
 """What several commands share: the options that make a prompt, how a result is printed."""
 
+import functools
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,22 +86,21 @@ DtypeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 
-def sample_from(
-    *,
-    prompt: str | None,
-    messages: Path | None,
-    text: str | None,
-    images: list[Path] | None,
-    video: list[Path] | None,
-    fps: float | None,
-    longest_edge: int | None,
-    no_split: bool,
-    video_style: str,
+def prompt_options(
+    prompt: PromptOption = None,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    fps: FpsOption = None,
+    messages: MessagesOption = None,
+    text: TextOption = None,
+    longest_edge: LongestEdgeOption = None,
+    no_split: NoSplitOption = False,
+    video_style: VideoStyleOption = "hf",
 ) -> dict[str, Any]:
     """The keyword arguments of `Processor.__call__` from a command's options.
 
     Raises:
-      UsageError: not exactly one of --prompt, --messages and --text.
+      UsageError: not exactly one of --prompt, --messages and --text, or an empty prompt with nothing to look at.
       SmoljaxError: the file of messages cannot be read.
     """
     if sum(option is not None for option in (prompt, messages, text)) != 1:
@@ -109,9 +111,12 @@ def sample_from(
     elif text is not None:
         sample["text"] = text
     else:
-        sample["prompt"] = sys.stdin.read() if prompt == "-" else prompt
-    if images:
-        sample["images"] = images
+        words = sys.stdin.read() if prompt == "-" else str(prompt)
+        sample["prompt"] = words
+        if not words.strip() and not image and not video:
+            raise UsageError("the prompt is empty and there is no picture")
+    if image:
+        sample["images"] = image
     if video:
         from smoljax.processing.video import Video
 
@@ -121,6 +126,26 @@ def sample_from(
     if no_split:
         sample["split"] = False
     return sample
+
+
+def takes_prompt(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of `prompt_options`; its parameter `sample` gets what they make."""
+    own = inspect.signature(command).parameters
+    shared = inspect.signature(prompt_options).parameters
+    first, *rest = (parameter for name, parameter in own.items() if name != "sample")
+
+    @functools.wraps(command)
+    def run(**options: Any) -> None:
+        sample = prompt_options(**{name: options.pop(name) for name in shared})
+        command(sample=sample, **options)
+
+    together = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in (first, *shared.values(), *rest)
+    ]
+    run.__signature__ = inspect.Signature(together)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in together}
+    return run
 
 
 def read_messages(path: Path) -> list[dict[str, Any]]:

@@ -7,17 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from smoljax.cli import common
-from smoljax.errors import UsageError
 
 
+@common.takes_prompt
 def generate(
     model: common.ModelOption,
-    prompt: common.PromptOption = None,
-    image: common.ImageOption = None,
-    video: common.VideoOption = None,
-    fps: common.FpsOption = None,
-    messages: common.MessagesOption = None,
-    text: common.TextOption = None,
+    sample: dict[str, Any],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
     temperature: Annotated[
         float, typer.Option(help="0 takes the best token; above, tokens are drawn.")
@@ -28,9 +23,6 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed gives the same answer.")] = 0,
-    longest_edge: common.LongestEdgeOption = None,
-    no_split: common.NoSplitOption = False,
-    video_style: common.VideoStyleOption = "hf",
     dtype: common.DtypeOption = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -38,20 +30,6 @@ def generate(
 
     Example: `smoljax generate -m SmolVLM-256M-Instruct -i photo.jpg -p 'What is on the table?'`
     """
-    sample = common.sample_from(
-        prompt=prompt,
-        messages=messages,
-        text=text,
-        images=image,
-        video=video,
-        fps=fps,
-        longest_edge=longest_edge,
-        no_split=no_split,
-        video_style=video_style,
-    )
-    if prompt is not None and not prompt.strip() and not image and not video:
-        raise UsageError("the prompt is empty and there is no picture")
-
     from smoljax.generation.options import Sampling, Timings
     from smoljax.models import enable_compilation_cache, load
 

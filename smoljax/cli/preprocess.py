@@ -13,18 +13,11 @@ OptionalOutOption = Annotated[
 ]
 
 
+@common.takes_prompt
 def preprocess(
     model: common.ModelOption,
+    sample: dict[str, Any],
     out: OptionalOutOption = None,
-    prompt: common.PromptOption = None,
-    image: common.ImageOption = None,
-    video: common.VideoOption = None,
-    fps: common.FpsOption = None,
-    messages: common.MessagesOption = None,
-    text: common.TextOption = None,
-    longest_edge: common.LongestEdgeOption = None,
-    no_split: common.NoSplitOption = False,
-    video_style: common.VideoStyleOption = "hf",
     json: common.JsonOption = False,
 ) -> None:
     """Say what a prompt costs, and write what the model is fed; no weights are read.
@@ -41,17 +34,6 @@ def preprocess(
 
     from smoljax.models import load_processor
 
-    sample = common.sample_from(
-        prompt=prompt,
-        messages=messages,
-        text=text,
-        images=image,
-        video=video,
-        fps=fps,
-        longest_edge=longest_edge,
-        no_split=no_split,
-        video_style=video_style,
-    )
     batch = load_processor(model)(**sample)
     if out is not None:
         np.savez(out, **_first_row(batch.arrays()))
@@ -72,18 +54,11 @@ def preprocess(
     print(line if out is None else f"{line}; written to {out}")
 
 
+@common.takes_prompt
 def logits(
     model: common.ModelOption,
+    sample: dict[str, Any],
     out: OutOption,
-    prompt: common.PromptOption = None,
-    image: common.ImageOption = None,
-    video: common.VideoOption = None,
-    fps: common.FpsOption = None,
-    messages: common.MessagesOption = None,
-    text: common.TextOption = None,
-    longest_edge: common.LongestEdgeOption = None,
-    no_split: common.NoSplitOption = False,
-    video_style: common.VideoStyleOption = "hf",
     dtype: common.DtypeOption = None,
     json: common.JsonOption = False,
 ) -> None:
@@ -95,17 +70,6 @@ def logits(
     Example: `smoljax logits -m smollm2-135m -p 'Hello' -o scores.npz`
     """
     common.check_npz(out)
-    sample = common.sample_from(
-        prompt=prompt,
-        messages=messages,
-        text=text,
-        images=image,
-        video=video,
-        fps=fps,
-        longest_edge=longest_edge,
-        no_split=no_split,
-        video_style=video_style,
-    )
     import jax
     import numpy as np
 
