@@ -1,9 +1,9 @@
 """A loaded model: config, module, parameters and processor together, with generation on top."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, overload
 
 import jax
@@ -41,7 +41,6 @@ class VLM:
     untrained: bool = False
     load_s: float = 0.0
     tile_batch: int | None = None
-    _programs: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         kind = (
@@ -196,10 +195,8 @@ class VLM:
         if "pixel_values" in arrays:
             inputs["image_features"] = self.generator.encode_images(arrays)
             inputs["tile_mask"] = arrays["tile_mask"]
-        if "forward" not in self._programs:
-            self._programs["forward"] = jax.jit(partial(_forward, self.config))
-        return np.asarray(self._programs["forward"](self.params, inputs))
+        return np.asarray(self._scores(self.params, inputs))
 
-
-def _forward(config: SmolVLMConfig, params: Any, inputs: Any) -> jax.Array:
-    return forward(config, params, inputs).logits
+    @cached_property
+    def _scores(self) -> Callable[[Any, Any], jax.Array]:
+        return jax.jit(lambda params, inputs: forward(self.config, params, inputs).logits)

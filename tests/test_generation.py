@@ -103,6 +103,18 @@ def test_two_pictures_of_different_sizes_in_one_bucket_compile_once(tiny_config,
     assert generator.num_compilations == before + 2
 
 
+def test_a_second_request_traces_nothing(generator, monkeypatch):
+    batch = make_batch(2, 9, seed=7)
+    first = generator.generate(batch, 17)
+
+    def traced(*_):
+        raise AssertionError("a program was traced again")
+
+    for name in ("prefill", "decode", "encode_tiles"):
+        monkeypatch.setattr(f"smoljax.generation.programs.{name}", traced)
+    assert generator.generate(batch, 17) == first
+
+
 def test_the_answer_does_not_depend_on_the_bucket(generator, naive):
     # 31, 32 and 33 tokens: with one place of padding, none, and the next bucket.
     for text in (14, 15, 16):

@@ -39,6 +39,7 @@ class Generator:
     pad_id: int
     tile_batch: int | None = None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
+    _states: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_compilations(self) -> int:
@@ -173,8 +174,10 @@ class Generator:
         prefill = self._program("prefill", (*static, room), function, args, timings)
         decode = None
         if max_new_tokens > 1:
-            state = jax.eval_shape(function, *args)
-            args = (self.weight_shapes, state, jax.ShapeDtypeStruct((), jnp.int32), controls)
+            # Its state is the prefill's result; tracing that anew for every request would cost as much as a token.
+            if prefill not in self._states:
+                self._states[prefill] = jax.eval_shape(function, *args)
+            args = (self.weight_shapes, self._states[prefill], jax.ShapeDtypeStruct((), jnp.int32), controls)
             function = partial(programs.decode, self.config, *static)
             decode = self._program("decode", static, function, args, timings, donate=(1,))
         return Compiled(vision, prefill, decode)

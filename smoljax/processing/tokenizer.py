@@ -62,10 +62,6 @@ class Tokenizer:
         """`<image>`: 49190 in the common vocabulary, 49153 in the first 2.2B; None for text only."""
         return self.token_id(IMAGE_TOKEN)
 
-    def row_col_id(self, row: int, col: int) -> int | None:
-        """`<row_{row}_col_{col}>`, both counted from 1; None where it is plain text (the first 2.2B)."""
-        return self.token_id(f"<row_{row}_col_{col}>")
-
     def like_transformers_5(self) -> "Tokenizer":
         """A copy that splits text as `AutoTokenizer` of transformers 5 does (seen in 5.23).
 

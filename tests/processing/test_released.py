@@ -40,7 +40,7 @@ def test_published_ids(processor):
     assert tokenizer.image_id == 49190
     assert tokenizer.token_id("<fake_token_around_image>") == 49189
     assert tokenizer.token_id("<global-img>") == 49152
-    assert tokenizer.row_col_id(6, 6) == 49188
+    assert tokenizer.token_id("<row_6_col_6>") == 49188
     assert processor.stop_ids == (49279,)
 
 

@@ -24,8 +24,8 @@ def test_special_tokens_are_looked_up():
     assert len(tokenizer) == 302
     assert [tokenizer.image_id, tokenizer.token_id("<end_of_utterance>")] == [300, 301]
     assert tokenizer.token_id("<|im_start|>") == 256
-    assert tokenizer.row_col_id(6, 6) == tokenizer.row_col_id(1, 1) + 35
-    assert tokenizer.row_col_id(7, 1) is None
+    assert tokenizer.token_id("<row_6_col_6>") == tokenizer.token_id("<row_1_col_1>") + 35
+    assert tokenizer.token_id("<row_7_col_1>") is None
     assert tokenizer.encode("<image><end_of_utterance>") == [300, 301]
     assert tokenizer.decode([300, 301]) == ""
     assert tokenizer.decode([300, 301], skip_special=False) == "<image><end_of_utterance>"
@@ -75,7 +75,7 @@ def real_tokenizer(smollm2):
 def test_the_released_vocabulary(real_tokenizer):
     assert len(real_tokenizer) == 49280
     assert real_tokenizer.image_id == 49190
-    assert real_tokenizer.row_col_id(2, 3) == 49161
+    assert real_tokenizer.token_id("<row_2_col_3>") == 49161
     assert real_tokenizer.token_id("<end_of_utterance>") == 49279
     assert real_tokenizer.encode("Hello, world!") == [19556, 28, 905, 17]
     assert real_tokenizer.encode("User:\n") == [11126, 42, 198]
