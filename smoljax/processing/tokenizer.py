@@ -45,6 +45,11 @@ class Tokenizer:
         """Token ids of `text`; special tokens written out in it become their ids, nothing is added."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """`encode`, and for each token the character of `text` where it starts."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary vanish."""
         return self.backend.decode([int(item) for item in ids], skip_special_tokens=skip_special)

@@ -1,0 +1,1 @@
+"""Data: records, sources and the project's own `scenes` dataset; NumPy and Pillow, no JAX."""
