@@ -178,6 +178,46 @@ def smollm2_1_7b() -> SmolVLMConfig:
     return _text_only(_text_1_7b(49152, rope_theta=130_000.0, max_positions=8192))
 
 
+def smolvlm_nano(
+    *, vision_width: int = 192, text_width: int = 192, vision_layers: int = 4, text_layers: int = 5
+) -> SmolVLMConfig:
+    """The project's own small model: the family's modules at a size that two cores train (4.4 M parameters).
+
+    One tile of 96 pixels, 36 image tokens, a vocabulary of 768 with 32 location tokens, tied word table.
+
+    Args:
+      vision_width, text_width: multiples of 64, the width of a head.
+      vision_layers, text_layers: depths.
+    """
+    return SmolVLMConfig(
+        vision=VisionConfig(
+            hidden_size=vision_width,
+            intermediate_size=4 * vision_width,
+            num_layers=vision_layers,
+            num_heads=vision_width // 64,
+            image_size=96,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+        ),
+        text=TextConfig(
+            vocab_size=768,
+            hidden_size=text_width,
+            intermediate_size=text_width * 8 // 3,
+            num_layers=text_layers,
+            num_heads=text_width // 64,
+            num_kv_heads=text_width // 64,
+            head_dim=64,
+            rope_theta=10_000.0,
+            rms_norm_eps=1e-5,
+            max_positions=2048,
+        ),
+        scale_factor=2,
+        image_token_id=768 - 32 - 2,
+        tie_embeddings=True,
+        model_type="smolvlm",
+    )
+
+
 def tiny(*, tie_embeddings: bool = False, vocab_size: int = 320, image_token_id: int = 300) -> SmolVLMConfig:
     """A model of 66,232 parameters with every part of the big ones (GQA, pixel shuffle), for tests."""
     return SmolVLMConfig(
@@ -220,6 +260,7 @@ PRESETS: dict[str, Callable[[], SmolVLMConfig]] = {
     "smollm2-135m": smollm2_135m,
     "smollm2-360m": smollm2_360m,
     "smollm2-1.7b": smollm2_1_7b,
+    "smolvlm-nano": smolvlm_nano,
     "tiny": tiny,
 }
 

@@ -94,6 +94,7 @@ class Decoder(nn.Module):
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
+        branch_ids: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
         """Runs the layers.
 
@@ -105,6 +106,8 @@ class Decoder(nn.Module):
             together with a cache.
           cache: keys and values so far; the new tokens are written behind them. Where they do not fit, the
             result is NaN, so that an overflow cannot pass unnoticed under jit.
+          branch_ids: several continuations of one beginning in one sequence
+            (`smoljax.ops.attention.causal_mask`); give `positions` too. Not together with a cache.
 
         Returns:
           Hidden states after the final norm, the updated cache (None without one) and the captured
@@ -116,10 +119,10 @@ class Decoder(nn.Module):
         counted = positions_from_mask(attention_mask)
         if cache is None:
             index, own, seen = None, None, None
-            mask = causal_mask(attention_mask, jnp.arange(T)[None], segment_ids)
+            mask = causal_mask(attention_mask, jnp.arange(T)[None], segment_ids, branch_ids=branch_ids)
         else:
-            if segment_ids is not None:
-                raise ValueError("segment_ids and cache exclude each other: packed rows are for training")
+            if segment_ids is not None or branch_ids is not None:
+                raise ValueError("a cache excludes segment_ids and branch_ids: packed rows are for training")
             if cache.num_slots < T:
                 raise ValueError(f"{T} tokens do not fit a cache of {cache.num_slots} slots")
             index, own = cache.index, cache.per_layer()

@@ -119,7 +119,8 @@ class SmolVLM(nn.Module):
         Args:
           batch: `input_ids` [B, T]; and where they apply `attention_mask` [B, T], `pixel_values`
             [B, I, C, h, w], `tile_mask` [B, I], `pixel_attention_mask` [B, I, h, w], `image_features`
-            [B, I, Q, D] (encoded before, in place of pixels), `positions` [B, T], `segment_ids` [B, T].
+            [B, I, Q, D] (encoded before, in place of pixels), `positions` [B, T], `segment_ids` [B, T],
+            `branch_ids` [B, T].
           cache: keys and values of the tokens before these.
           logits: at every position, at the last one only, or not at all (for a chunked loss).
 
@@ -133,7 +134,12 @@ class SmolVLM(nn.Module):
             features, seen = self.encode_images(batch["pixel_values"], batch.get("pixel_attention_mask"))
         x = self.embed(batch["input_ids"], features, batch.get("tile_mask"))
         hidden, cache, found = self.decoder(
-            x, batch.get("attention_mask"), batch.get("positions"), batch.get("segment_ids"), cache
+            x,
+            batch.get("attention_mask"),
+            batch.get("positions"),
+            batch.get("segment_ids"),
+            cache,
+            batch.get("branch_ids"),
         )
         found |= {f"vision_{key}": value for key, value in seen.items()}
         found |= {"embeddings": x, "image_features": features}

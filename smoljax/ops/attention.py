@@ -42,6 +42,7 @@ def causal_mask(
     query_slots: Int[Array, "#B T"],
     segment_ids: Int[Array, "B S"] | None = None,
     query_segments: Int[Array, "B T"] | None = None,
+    branch_ids: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """Which keys each query may see: real ones, at or before its own slot, of its own segment.
 
@@ -50,12 +51,18 @@ def causal_mask(
       query_slots: the slot of each query among the S key slots.
       segment_ids: sample number of each key in a packed row; None if rows are not packed.
       query_segments: the same for the queries; defaults to `segment_ids` where T == S.
+      branch_ids: which of several continuations of one beginning a token belongs to (T == S). Branch 0 is the
+        common trunk, which every branch sees; another branch is seen by itself alone. So several conversations
+        about one picture cost that picture's tokens once.
     """
     slots = jnp.arange(valid.shape[1])
     mask = (slots[None, None, :] <= query_slots[:, :, None]) & valid[:, None, :]
     if segment_ids is not None:
         queries = segment_ids if query_segments is None else query_segments
         mask &= queries[:, :, None] == segment_ids[:, None, :]
+    if branch_ids is not None:
+        keys = branch_ids[:, None, :]
+        mask &= (keys == 0) | (keys == branch_ids[:, :, None])
     return mask
 
 

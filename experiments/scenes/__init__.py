@@ -1,0 +1,1 @@
+"""Training and measuring on the scenes data set: the bundled model, its student, and the easy-vqa recipe."""

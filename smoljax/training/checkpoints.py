@@ -1,0 +1,114 @@
+"""Saving a run so that it goes on exactly: parameters, optimizer, RNG, step and the place in the data."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from smoljax.errors import SmoljaxError
+from smoljax.training.config import CheckpointConfig
+from smoljax.training.step import TrainState
+
+FOLDER = "checkpoints"
+METRIC = "validation_loss"
+
+
+class Checkpoints:
+    """Orbax's manager over `workdir/checkpoints`, asynchronous; one folder a step.
+
+    Each holds "state" (the `TrainState`) and "data" (JSON: every host's iterator state). The newest `keep_last`
+    and the `keep_best` with the smallest validation loss stay.
+    """
+
+    def __init__(self, workdir: Path, config: CheckpointConfig) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        policies = ocp.checkpoint_managers
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
+        if config.keep_best:
+            keep.append(policies.BestN(get_metric_fn=_metric, n=config.keep_best, reverse=True))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            save_decision_policy=policies.FixedIntervalPolicy(1),
+            enable_async_checkpointing=True,
+        )
+        self.manager = ocp.CheckpointManager(
+            (workdir / FOLDER).resolve(), options=options, item_names=("state", "data")
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step saved, None for a new run."""
+        return self.manager.latest_step()
+
+    def save(
+        self, step: int, state: TrainState, data: Mapping[str, Any], validation_loss: float | None
+    ) -> None:
+        """Starts writing; returns when the arrays are copied. A checkpoint appears whole or not at all."""
+        if step in self.manager.all_steps():
+            return
+        metrics = None if validation_loss is None else {METRIC: validation_loss}
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                data=ocp.args.JsonSave(_gathered(data)),  # pyright: ignore[reportCallIssue]
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """A state placed as `like` is (ShapeDtypeStructs with shardings), and this host's iterator state.
+
+        Raises:
+          SmoljaxError: it was saved by another number of hosts, whose data positions cannot be split.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
+            data=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
+        )
+        found = self.manager.restore(step, args=args)
+        states = found["data"]["iterators"]
+        if len(states) != jax.process_count():
+            raise SmoljaxError(
+                f"checkpoint {step} was written by {len(states)} hosts, and this run has {jax.process_count()}; "
+                "resume on as many hosts (the number of devices may differ)"
+            )
+        return found["state"], json.loads(states[jax.process_index()])
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and lets go."""
+        self.manager.close()
+
+
+def _metric(metrics: Any) -> float:
+    return float(metrics[METRIC]) if metrics and METRIC in metrics else float("inf")
+
+
+def _gathered(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Every host's iterator state, as text."""
+    text = json.dumps(data).encode()
+    if jax.process_count() == 1:
+        return {"iterators": [text.decode()]}
+    from jax.experimental import multihost_utils
+
+    size = int(multihost_utils.process_allgather(np.array(len(text))).max())
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(size), np.uint8))
+    return {"iterators": [bytes(row).decode().rstrip() for row in rows]}
+
+
+def read_json_line(line: str) -> dict[str, Any] | None:
+    """One line of metrics.jsonl, None where it was cut off by a kill."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,279 @@
+"""What a training run is made of: one tree of frozen dataclasses. A config file builds a `TrainConfig`."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from smoljax.config import ComputeDtype, Remat, SmolVLMConfig
+from smoljax.data.config import DataConfig
+from smoljax.errors import UsageError
+
+OptimizerName = Literal["adamw", "muon"]
+Decay = Literal["cosine", "wsd", "linear", "constant"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained: a fresh architecture, or a checkpoint to go on from.
+
+    Attributes:
+      architecture: of a fresh model; None with `start`.
+      processor: folder with the tokenizer and picture settings of a fresh model.
+      start: MODEL of the command line whose weights, architecture and processor are taken.
+      dtype: of activations; parameters and optimizer state are float32 whatever this says.
+      scan_layers: one compiled layer instead of `num_layers`; compiles faster.
+      remat: what the backward pass recomputes (`smoljax.config.ComputeConfig`).
+    """
+
+    architecture: SmolVLMConfig | None = None
+    processor: str | None = None
+    start: str | None = None
+    dtype: ComputeDtype = "float32"
+    scan_layers: bool = False
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError unless exactly one of `architecture` (with `processor`) and `start` is given."""
+        if (self.architecture is None) == (self.start is None):
+            raise UsageError("model: give either architecture (with processor) or start")
+        if self.architecture is not None and self.processor is None:
+            raise UsageError("model: a fresh architecture needs processor, a folder with tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Group:
+    """How the parameters whose path matches are trained; the first group that matches counts.
+
+    Attributes:
+      pattern: regular expression searched in the parameter's path (docs/architecture.md), e.g. "^vision/".
+      lr: factor on the learning rate.
+      frozen: no gradient step at all, and no optimizer state.
+      optimizer: instead of the run's own.
+      weight_decay: instead of the run's own.
+    """
+
+    pattern: str
+    lr: float = 1.0
+    frozen: bool = False
+    optimizer: OptimizerName | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its schedule.
+
+    Attributes:
+      name: "adamw", or "muon" for the matrices inside layers (the rest takes AdamW).
+      lr: peak learning rate of AdamW.
+      muon_lr: peak learning rate of Muon's matrices; its updates have a root mean square of about 0.2.
+      beta1, beta2, eps, weight_decay: AdamW's; decay applies to matrices, not to norms and biases.
+      clip: largest global gradient norm; 0 turns clipping off.
+      warmup_steps: linear from 0.
+      decay: "cosine" to `final_lr`, "linear", "wsd" (constant, then linear over the last
+        `decay_fraction`), or "constant".
+      final_lr: end of the schedule as a fraction of the peak.
+      decay_fraction: share of all steps that WSD decays over.
+      accumulate: micro-batches a step; the batch is split, the result is the whole batch's.
+      ema: decay of the exponential moving average of parameters; 0 turns it off. Where it is on, it is
+        what is evaluated and exported.
+      groups: learning rates and freezing by path.
+    """
+
+    name: OptimizerName = "adamw"
+    lr: float = 1e-3
+    muon_lr: float = 5e-3
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup_steps: int = 100
+    decay: Decay = "cosine"
+    final_lr: float = 0.0
+    decay_fraction: float = 0.2
+    accumulate: int = 1
+    ema: float = 0.0
+    groups: tuple[Group, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        _one_of("optimizer.name", self.name, OptimizerName)
+        _one_of("optimizer.decay", self.decay, Decay)
+        if self.accumulate < 1:
+            raise UsageError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"optimizer.ema is {self.ema}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Completion loss: −log p of the tokens that `loss_mask` marks.
+
+    Attributes:
+      weight: factor in the sum of objectives.
+      chunk: tokens whose scores exist at a time.
+      z_loss: weight of log²Z (Chowdhery et al. 2022), 0 for none.
+    """
+
+    weight: float = 1.0
+    chunk: int = 1024
+    z_loss: float = 0.0
+    name = "next_token"
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Picture and caption vectors in the shared space, pulled together by pairs.
+
+    Attributes:
+      weight: factor in the sum of objectives.
+      kind: "infonce" (softmax over the batch, both ways; Radford et al. 2021) or "sigmoid" (Zhai et al. 2023).
+      scale: the initial factor on cosine similarities; learned.
+      bias: the initial bias of the sigmoid loss; learned.
+    """
+
+    weight: float = 1.0
+    kind: Literal["sigmoid", "infonce"] = "sigmoid"
+    scale: float = 10.0
+    bias: float = -10.0
+    name = "contrastive"
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What each patch shows: a linear classifier a label on the patch encoder's output.
+
+    Attributes:
+      labels: (name in the batch's `patches`, number of classes); class 0 is "nothing here".
+      weight: factor in the sum of objectives.
+      object_weight: weight of patches that show something, against 1 for the others.
+    """
+
+    labels: tuple[tuple[str, int], ...]
+    weight: float = 1.0
+    object_weight: float = 5.0
+    name = "dense"
+
+
+@dataclass(frozen=True)
+class Distill:
+    """A larger model of the same vocabulary teaches (Hinton et al. 2015).
+
+    Attributes:
+      teacher: MODEL of the command line; same tokenizer, same picture settings.
+      weight: factor in the sum of objectives.
+      temperature: of both distributions; the KL divergence is multiplied by its square.
+      hidden: weight of the mean squared error between the student's last hidden state, projected by a learned matrix,
+        and the teacher's, at learned tokens; 0 for none.
+      chunk: tokens whose scores exist at a time.
+    """
+
+    teacher: str
+    weight: float = 1.0
+    temperature: float = 2.0
+    hidden: float = 0.0
+    chunk: int = 1024
+    name = "distill"
+
+
+Objective = NextToken | Contrastive | Dense | Distill
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices share the work; the same code runs on one CPU, on eight fake devices and on a slice.
+
+    Attributes:
+      data: ways the batch is split with parameters repeated; -1 takes all devices that are left.
+      fsdp: ways batch and parameters are both split.
+      host_devices: CPU only: how many devices to make of the CPU (two are faster than one on two cores).
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    host_devices: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved, and what is kept.
+
+    Attributes:
+      every: steps between checkpoints.
+      keep_last: how many of the newest are kept.
+      keep_best: how many of the best (by validation loss) are kept besides; 0 without validation.
+    """
+
+    every: int = 500
+    keep_last: int = 2
+    keep_best: int = 1
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When a run stops by itself. A NaN or infinite loss or gradient always stops it.
+
+    Attributes:
+      spike: stop where the loss exceeds this many times its running mean …
+      patience: … this many steps in a row; 0 turns the check off.
+    """
+
+    spike: float = 3.0
+    patience: int = 20
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run.
+
+    Attributes:
+      name: of the run; the default folder is runs/NAME.
+      model: what is trained.
+      data: what it sees.
+      objectives: what it learns; their weighted sum is the loss.
+      steps: optimizer steps in all.
+      optimizer: how.
+      validation: data for the validation loss, None for none.
+      validate_every: steps between validations.
+      validation_batches: batches each validation sees, always the same ones.
+      mesh, checkpoint, guard: see there.
+      noise: NEFTune (Jain et al. 2023) noise on the merged embeddings, its alpha; 0 for none.
+      log_every: steps between lines of metrics.jsonl.
+      seed: of parameters, data order and noise.
+    """
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    objectives: tuple[Objective, ...]
+    steps: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: DataConfig | None = None
+    validate_every: int = 500
+    validation_batches: int = 16
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    noise: float = 0.0
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a run that cannot be."""
+        if not self.objectives:
+            raise UsageError("objectives: a run needs at least one")
+        names = [objective.name for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise UsageError(f"objectives: {', '.join(names)}: each kind may stand once")
+        if self.steps < 1:
+            raise UsageError(f"steps is {self.steps}; it must be at least 1")
+        if self.data.batch_size % self.optimizer.accumulate:
+            raise UsageError(
+                f"data.batch_size {self.data.batch_size} is no multiple of optimizer.accumulate "
+                f"{self.optimizer.accumulate}"
+            )
+
+
+def _one_of(name: str, value: str, kind: object) -> None:
+    if value not in get_args(kind):
+        raise UsageError(f"{name} is {value!r}; it must be one of {', '.join(get_args(kind))}")

@@ -1,0 +1,1 @@
+"""The objectives, each a pure function of arrays, and the table that the training step reads."""

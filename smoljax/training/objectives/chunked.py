@@ -1,0 +1,37 @@
+"""Sums over tokens, a chunk at a time, so that tokens × vocabulary never exists whole."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
+    """Σ function(chunk of each array) over chunks of the leading axis, padded with zeros.
+
+    The function is recomputed in the backward pass (`jax.checkpoint`): one chunk's intermediates are alive at a
+    time.
+
+    Args:
+      function: chunks [C, …] → a pytree of sums; rows of zeros must add nothing.
+      chunk: C.
+      *arrays: [N, …], equal N.
+    """
+    N = arrays[0].shape[0]
+    chunk = min(chunk, N)
+    pad = -N % chunk
+    parts = [
+        jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))).reshape(-1, chunk, *array.shape[1:])
+        for array in arrays
+    ]
+    if parts[0].shape[0] == 1:
+        return function(*(part[0] for part in parts))
+    body = jax.checkpoint(function)
+    first = jax.eval_shape(body, *(part[0] for part in parts))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
+
+    def step(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, body(*part)), None
+
+    return jax.lax.scan(step, zero, tuple(parts))[0]

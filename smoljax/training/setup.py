@@ -1,0 +1,158 @@
+"""What stands before the first step: the model and its processor, the teacher, the state and its placement."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from smoljax.config import SmolVLMConfig
+from smoljax.convert.convert import load_checkpoint
+from smoljax.errors import SmoljaxError, UsageError
+from smoljax.models import resolve
+from smoljax.nn.smolvlm import init_params
+from smoljax.nn.stacking import stack_layers, unstack_layers
+from smoljax.processing.processor import Processor
+from smoljax.training.config import Distill, ModelConfig, TrainConfig
+from smoljax.training.objectives.table import init_objectives
+from smoljax.training.optimizer import make_optimizer
+from smoljax.training.sharding import state_shardings
+from smoljax.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model before training.
+
+    Attributes:
+      config: architecture and how it is executed.
+      processor: pictures, prompts and tokens.
+      params: NumPy arrays to start from; None for fresh ones, made on the devices.
+    """
+
+    config: SmolVLMConfig
+    processor: Processor
+    params: Any
+
+
+def open_model(model: ModelConfig, *, weights: bool = True) -> Start:
+    """The model a run starts from.
+
+    Args:
+      model: see there.
+      weights: False leaves a checkpoint's weights unread (a run that resumes has its own).
+
+    Raises:
+      UsageError: no such model; a vocabulary larger than the architecture's.
+      SmoljaxError: a checkpoint or a processor that is broken, or without a tokenizer.
+    """
+    compute = {"dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
+    if model.start is None:
+        assert model.architecture is not None
+        assert model.processor is not None
+        processor = Processor.from_folder(model.processor)
+        _check_fit(model.architecture, processor, model.processor)
+        return Start(model.architecture.with_compute(**compute), processor, None)
+    path = resolve(model.start)
+    checkpoint = load_checkpoint(path, "float32", resolve=resolve)
+    if "tokenizer.json" not in checkpoint.files:
+        raise SmoljaxError(f"{model.start}: has no tokenizer.json, which training needs; copy it there")
+    processor = Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
+    params = None
+    if weights:
+        params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
+        params = jax.tree.map(np.asarray, params)
+    return Start(checkpoint.config.with_compute(**compute), processor, params)
+
+
+def open_teacher(config: TrainConfig, student: Start) -> tuple[SmolVLMConfig, Any] | None:
+    """The teacher's config and parameters, None where no objective asks for one.
+
+    Raises:
+      UsageError: teacher and student do not read the same tokens and pictures.
+    """
+    found = [objective for objective in config.objectives if isinstance(objective, Distill)]
+    if not found:
+        return None
+    name = found[0].teacher
+    teacher = open_model(
+        ModelConfig(start=name, dtype=config.model.dtype, scan_layers=config.model.scan_layers)
+    )
+    ours, theirs = student.processor.files, teacher.processor.files
+    same = ours["tokenizer.json"] == theirs["tokenizer.json"]
+    if not same or student.config.image_seq_len != teacher.config.image_seq_len:
+        raise UsageError(f"teacher {name}: needs the student's tokenizer.json and image tokens a tile")
+    if student.config.text.vocab_size != teacher.config.text.vocab_size:
+        raise UsageError(
+            f"teacher {name}: its vocabulary is {teacher.config.text.vocab_size}, not the student's"
+        )
+    return teacher.config, teacher.params
+
+
+def make_state(
+    config: TrainConfig, start: Start, teacher: SmolVLMConfig | None, mesh: Mesh
+) -> tuple[Any, Any, Any]:
+    """The optimizer, a function that makes the first state on the mesh, and the state's shapes with their shardings.
+
+    Parameters and optimizer state are created already sharded.
+    """
+    model_key, objective_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
+    keep_ema = config.optimizer.ema > 0
+
+    def params_of(given: Any) -> Any:
+        params = init_params(start.config, model_key) if given is None else given
+        own = init_objectives(config.objectives, start.config, objective_key, teacher)
+        return {**params, "objectives": own} if own else dict(params)
+
+    shapes = jax.eval_shape(params_of, start.params)
+    optimizer = make_optimizer(config.optimizer, config.steps, shapes)
+
+    def state_of(given: Any) -> TrainState:
+        params = params_of(given)
+        return TrainState(
+            step=jax.numpy.zeros((), "int32"),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(lambda leaf: leaf + 0, params) if keep_ema else None,
+            rng=jax.random.key_data(noise_key),
+        )
+
+    abstract = jax.eval_shape(state_of, start.params)
+    shardings = state_shardings(abstract, mesh)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+    return optimizer, partial(jax.jit(state_of, out_shardings=shardings), start.params), like
+
+
+def replicated(mesh: Mesh, tree: Any) -> Any:
+    """Arrays repeated on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _check_fit(config: SmolVLMConfig, processor: Processor, folder: str) -> None:
+    facts: list[tuple[str, Any, Any]] = []
+    if len(processor.tokenizer) > config.text.vocab_size:
+        facts.append(("tokens", len(processor.tokenizer), config.text.vocab_size))
+    if config.vision is not None:
+        image = processor.config.image
+        tile = None if image is None else image.tile_size
+        facts += [
+            ("pixels a tile", tile, config.vision.image_size),
+            ("image tokens a tile", processor.config.image_seq_len, config.image_seq_len),
+            ("the id of <image>", processor.tokenizer.image_id, config.image_token_id),
+        ]
+    wrong = [f"{name}: {have}, the architecture has {need}" for name, have, need in facts if have != need]
+    if wrong:
+        raise UsageError(f"model.processor {folder} does not fit: {'; '.join(wrong)}")
+
+
+def export_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's parameters as NumPy arrays, unstacked, without the objectives' own."""
+    own = {key: value for key, value in params.items() if key != "objectives"}
+    return unstack_layers(jax.tree.map(np.asarray, own))

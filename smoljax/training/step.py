@@ -1,0 +1,205 @@
+"""The training step: one pure, compiled function from a state and a batch to the next state."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoljax.config import SmolVLMConfig
+from smoljax.nn.smolvlm import SmolVLM
+from smoljax.training.config import TrainConfig
+from smoljax.training.objectives.table import Seen, count, needs_decoder, sums
+from smoljax.training.optimizer import ema_update, global_norm
+from smoljax.training.products import trained_products
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32, steps done.
+      params: the model's parameters, and under "objectives" those of the objectives; float32.
+      opt_state: optax's.
+      ema: the moving average of `params`, None where it is off.
+      rng: uint32 key data of the noise (`jax.random.key_data`).
+    """
+
+    step: Any
+    params: Any
+    opt_state: Any
+    ema: Any
+    rng: Any
+
+
+def model_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's own parameters, without the objectives'."""
+    return {key: value for key, value in params.items() if key != "objectives"}
+
+
+def look(
+    config: SmolVLMConfig,
+    params: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    *,
+    decoder: bool = True,
+    noise: float = 0.0,
+    key: jax.Array | None = None,
+) -> Seen:
+    """One forward pass for the objectives: patches, hidden states, output table; no logits.
+
+    Args:
+      config: the model's.
+      params: the model's.
+      batch: of `smoljax.data`; `segment_ids` 0 is padding.
+      decoder: False stops after the patch encoder.
+      noise: NEFTune's alpha; the embeddings get uniform noise of ±alpha/√(T·D).
+      key: of the noise.
+    """
+
+    def run(model: SmolVLM) -> tuple[Any, Any]:
+        patches = features = None
+        if config.vision is not None and batch["pixel_values"].shape[1]:
+            pixels = batch["pixel_values"]
+            flat = pixels.reshape(-1, *pixels.shape[2:])
+            patches, _ = model.vision(flat)
+            if decoder:
+                features = model.connector(patches)
+                features = features.reshape(*pixels.shape[:2], *features.shape[1:])
+            patches = patches.reshape(*pixels.shape[:2], *patches.shape[1:])
+        if not decoder:
+            return patches, None
+        x = model.embed(batch["input_ids"], features, batch["tile_mask"] if features is not None else None)
+        if noise:
+            assert key is not None
+            T, D = x.shape[1:]
+            x = x + (noise * (T * D) ** -0.5 * jax.random.uniform(key, x.shape, minval=-1, maxval=1)).astype(
+                x.dtype
+            )
+        segments = batch["segment_ids"]
+        hidden, _, _ = model.decoder(x, segments > 0, batch["positions"], segments, None, batch["branch_ids"])
+        return patches, hidden
+
+    with trained_products():
+        patches, hidden = SmolVLM(config).apply({"params": params}, method=run)  # type: ignore[arg-type]
+    embedding = params["embedding"]
+    return Seen(patches, hidden, embedding.get("head", embedding["table"]))
+
+
+def loss_function(
+    config: TrainConfig, model: SmolVLMConfig, teacher: SmolVLMConfig | None
+) -> Callable[..., tuple[jax.Array, dict[str, Any]]]:
+    """(params, batch, counts, key, teacher's params) → the weighted sum, and measures as (sum, count) pairs."""
+    decoder = needs_decoder(config.objectives)
+
+    def loss(
+        params: Any, batch: Any, counts: Mapping[str, jax.Array], key: jax.Array | None, taught: Any
+    ) -> tuple[jax.Array, dict[str, Any]]:
+        seen = look(
+            model,
+            model_params(params),
+            batch,
+            decoder=decoder,
+            noise=config.noise if key is not None else 0.0,
+            key=key,
+        )
+        if teacher is not None:
+            guide = jax.lax.stop_gradient(look(teacher, taught, batch))
+            seen = Seen(seen.patches, seen.hidden, seen.head, guide)
+        total, measures = jnp.float32(0), {}
+        for objective in config.objectives:
+            own = params.get("objectives", {}).get(objective.name, {})
+            part, found = sums(objective, own, seen, batch)
+            part = part / counts[objective.name]
+            measures[f"loss_{objective.name}"] = (part, jnp.float32(1))
+            measures |= found
+            total += objective.weight * part
+        return total, measures
+
+    return loss
+
+
+def counts_of(config: TrainConfig, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Each objective's divisor over the whole batch."""
+    return {objective.name: count(objective, batch) for objective in config.objectives}
+
+
+def make_step(
+    config: TrainConfig,
+    model: SmolVLMConfig,
+    optimizer: optax.GradientTransformation,
+    teacher: SmolVLMConfig | None = None,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The step (state, batch, teacher's params) → (state, measures); to be jitted with the state donated.
+
+    With accumulation the batch is split into micro-batches whose gradients are added; sums are divided by the
+    whole batch's counts, so the result is that of one large batch (contrastive negatives excepted: they come
+    from the micro-batch). A step whose gradient is not finite leaves parameters and optimizer as they were.
+    """
+    gradient = jax.value_and_grad(loss_function(config, model, teacher), has_aux=True)
+    splits = config.optimizer.accumulate
+
+    def step(state: TrainState, batch: Any, taught: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        counts = counts_of(config, batch)
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if config.noise else None
+        if splits == 1:
+            (loss, measures), grads = gradient(state.params, batch, counts, key, taught)
+        else:
+            loss, measures, grads = _accumulate(gradient, splits, state.params, batch, counts, key, taught)
+        norm = global_norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
+        old = TrainState(state.step + 1, state.params, state.opt_state, state.ema, state.rng)
+        new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+        flat = {name: total / jnp.maximum(number, 1e-9) for name, (total, number) in measures.items()}
+        return new, {"loss": loss, "grad_norm": norm, **flat}
+
+    return step
+
+
+def make_validation(
+    config: TrainConfig, model: SmolVLMConfig, teacher: SmolVLMConfig | None = None
+) -> Callable[[Any, Any, Any], dict[str, tuple[jax.Array, jax.Array]]]:
+    """(params, batch, teacher's params) → measures as (sum, count) pairs, to be added over batches."""
+    loss = loss_function(config, model, teacher)
+
+    def validate(params: Any, batch: Any, taught: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        counts = counts_of(config, batch)
+        _, measures = loss(params, batch, counts, None, taught)
+        for objective in config.objectives:
+            name = f"loss_{objective.name}"
+            measures[name] = (measures[name][0] * counts[objective.name], counts[objective.name])
+        return measures
+
+    return validate
+
+
+def _accumulate(
+    gradient: Any, splits: int, params: Any, batch: Any, counts: Any, key: Any, taught: Any
+) -> tuple[jax.Array, Any, Any]:
+    # Micro-batch k takes rows k, k + splits, …: each keeps rows of every device.
+    parts = jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(-1, splits, *leaf.shape[1:]), 1, 0), batch)
+    keys = None if key is None else jax.random.split(key, splits)
+
+    def one(part: Any, own: Any) -> Any:
+        (loss, measures), grads = gradient(params, part, counts, own, taught)
+        return loss, measures, grads
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], parts), None if keys is None else keys[0])
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def body(total: Any, item: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, one(*item)), None
+
+    loss, measures, grads = jax.lax.scan(body, zero, (parts, keys))[0]
+    measures = {
+        name: (total, number / splits if name.startswith("loss_") else number)
+        for name, (total, number) in measures.items()
+    }
+    return loss, measures, grads

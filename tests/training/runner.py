@@ -1,0 +1,72 @@
+"""A training run in a process of its own: `python runner.py FOLDER WORKDIR DEVICES [kill=STEP] [key=value …]`.
+
+With kill=STEP the process is killed by SIGKILL right after that step's batch was made.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from smoljax import presets
+from smoljax.data.config import DataConfig, SourceConfig
+from smoljax.training import run
+from smoljax.training.config import (
+    CheckpointConfig,
+    MeshConfig,
+    ModelConfig,
+    NextToken,
+    OptimizerConfig,
+    TrainConfig,
+)
+from smoljax.training.config_file import _replace
+
+
+def main(folder, workdir, devices, *options):
+    data = DataConfig(
+        (SourceConfig(f"{folder}/data.jsonl"),),
+        batch_size=8,
+        sequence_length=96,
+        max_tiles=2,
+        pack=True,
+        split=False,
+        loss_on="answers",
+    )
+    config = TrainConfig(
+        "toy",
+        ModelConfig(presets.tiny(), f"{folder}/processor", scan_layers=True),
+        data,
+        (NextToken(),),
+        steps=8,
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=2, ema=0.5),
+        mesh=MeshConfig(host_devices=int(devices)),
+        checkpoint=CheckpointConfig(every=2, keep_last=2),
+        noise=1.0,
+        log_every=1,
+    )
+    kill = stop = None
+    for option in options:
+        key, value = option.split("=")
+        if key == "kill":
+            kill = int(value)
+        elif key == "stop":
+            stop = int(value)
+        else:
+            config = _replace(config, key.split("."), value, key)
+    if kill is not None:
+        add = run.Meter.add
+        seen = []
+
+        def counting(self, batch):
+            seen.append(1)
+            if len(seen) == kill + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(self, batch)
+
+        run.Meter.add = counting
+    result = run.train(config, Path(workdir), show=False, stop_after=stop)
+    print(result.step, result.loss)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

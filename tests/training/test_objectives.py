@@ -1,0 +1,107 @@
+"""The objectives against their definitions written out naively."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from smoljax.training.objectives.contrastive import gather, infonce_loss, sigmoid_loss
+from smoljax.training.objectives.dense import dense_sums
+from smoljax.training.objectives.distillation import hidden_sum, kl_sum
+from smoljax.training.objectives.next_token import next_token_sums, shift
+
+RNG = np.random.default_rng(0)
+HIDDEN = RNG.normal(size=(23, 8)).astype(np.float32)
+HEAD = RNG.normal(size=(11, 8)).astype(np.float32)
+TARGETS = RNG.integers(0, 11, 23).astype(np.int32)
+MASK = RNG.random(23) < 0.6
+
+
+@pytest.mark.parametrize("chunk", [4, 23, 1024])
+def test_next_token_loss_and_gradient_do_not_depend_on_the_chunk(chunk):
+    def chunked(hidden, head):
+        return next_token_sums(hidden, head, TARGETS, MASK, chunk=chunk, z_loss=0.01)[0]
+
+    def whole(hidden, head):
+        scores = hidden @ head.T
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, TARGETS)
+        return jnp.sum((losses + 0.01 * jax.nn.logsumexp(scores, axis=-1) ** 2) * MASK)
+
+    ours, ours_grad = jax.value_and_grad(chunked, argnums=(0, 1))(HIDDEN, HEAD)
+    theirs, theirs_grad = jax.value_and_grad(whole, argnums=(0, 1))(HIDDEN, HEAD)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    for a, b in zip(ours_grad, theirs_grad, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_scores_of_a_whole_sequence_never_exist():
+    hidden, head = jnp.zeros((4096, 8)), jnp.zeros((5000, 8))
+    mask = jnp.ones(4096, bool)
+    ids = jnp.zeros(4096, jnp.int32)
+    grad = jax.grad(lambda h, w: next_token_sums(h, w, ids, mask, chunk=64)[0], argnums=(0, 1))
+    memory = jax.jit(grad).lower(hidden, head).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4096 * 5000 * 4 / 4
+
+
+def test_targets_stop_where_a_branch_begins():
+    ids = np.array([[5, 6, 7, 8, 9, 3]])
+    mask = np.array([[False, True, True, True, True, False]])
+    positions = np.array([[0, 1, 2, 2, 3, 0]])  # trunk 0 1, branch 2, another branch 2 3, a new segment 0
+    targets, learned = shift(ids, mask, positions)
+    assert targets[0, :5].tolist() == [6, 7, 8, 9, 3]
+    assert learned[0].tolist() == [True, True, False, True, False, False]
+
+
+def test_contrastive_losses_against_loops():
+    image, text = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    valid = np.array([True, True, False, True, True])
+    a = image / np.linalg.norm(image, axis=1, keepdims=True)
+    b = text / np.linalg.norm(text, axis=1, keepdims=True)
+    rows = np.flatnonzero(valid)
+    expected = 0.0
+    for i in rows:
+        for j in rows:
+            logit = 3.0 * a[i] @ b[j] - 1.5
+            expected += np.log1p(np.exp(-logit if i == j else logit))
+    got = sigmoid_loss(image, text, valid, np.log(3.0), -1.5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    logits = 3.0 * a[rows] @ b[rows].T
+    order = jnp.arange(len(rows))
+    expected = 0.5 * (
+        optax.softmax_cross_entropy_with_integer_labels(logits, order).sum()
+        + optax.softmax_cross_entropy_with_integer_labels(logits.T, order).sum()
+    )
+    np.testing.assert_allclose(infonce_loss(image, text, valid, np.log(3.0)), expected, rtol=1e-5)
+
+
+def test_gather_takes_pairs_and_marks_what_is_missing():
+    hidden = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
+    picked, real = gather(hidden, np.array([[2, -1], [0, 1]]))
+    assert picked.tolist() == [[4, 5], [0, 1], [6, 7], [8, 9]]
+    assert real.tolist() == [True, False, True, True]
+
+
+def test_dense_weights_objects_and_counts_hits():
+    patches = np.eye(3, dtype=np.float32)[None]
+    labels = np.array([[0, 1, 2]])
+    kernel, bias = 4 * np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
+    kernel[2] = 0  # the third patch is undecided
+    loss, weight, right, shown = dense_sums(patches, kernel, bias, labels, 5.0)
+    sure = np.log(np.exp(4) + 2) - 4
+    np.testing.assert_allclose(loss, sure + 5 * sure + 5 * np.log(3), rtol=1e-5)
+    assert (float(weight), int(shown)) == (11.0, 2)
+    assert int(right) == 2  # a tie counts for the label
+
+
+def test_distillation_is_zero_for_the_teacher_itself_and_matches_the_formula():
+    assert abs(float(kl_sum(HIDDEN, HEAD, HIDDEN, HEAD, MASK, temperature=2.0))) < 1e-5
+    other = RNG.normal(size=(23, 6)).astype(np.float32)
+    table = RNG.normal(size=(11, 6)).astype(np.float32)
+    got = kl_sum(HIDDEN, HEAD, other, table, MASK, temperature=2.0, chunk=5)
+    p = jax.nn.softmax(other @ table.T / 2)
+    expected = 4 * np.sum(MASK[:, None] * p * (jnp.log(p) - jax.nn.log_softmax(HIDDEN @ HEAD.T / 2)))
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    projection = RNG.normal(size=(8, 6)).astype(np.float32)
+    error = np.mean((HIDDEN @ projection - other) ** 2, axis=1)
+    np.testing.assert_allclose(hidden_sum(HIDDEN, other, projection, MASK), (error * MASK).sum(), rtol=1e-5)
