@@ -1,0 +1,1 @@
+"""Metrics as pure functions: plain Python and NumPy, no model."""
