@@ -22,6 +22,12 @@ ALLOWED = {
     "hub": {"errors", "paths", "convert"},
     "models": {"errors", "config", "paths", "nn", "processing", "convert", "hub", "vlm"},
     "untrained": {"errors", "config", "presets", "nn", "processing", "convert", "models"},
+    "data": {"errors", "paths", "processing"},
+    "training": {"errors", "config", "nn", "processing", "data", "convert", "models"},
+    "embedding": {"errors", "config", "nn", "processing", "generation", "vlm"},
+    "grounding": {"errors", "config", "ops", "nn", "processing", "generation", "vlm"},
+    "evaluation": {"errors", "config", "paths", "nn", "processing", "generation", "data", "convert"}
+    | {"vlm", "models", "embedding", "grounding", "training"},
     "interop": {"errors", "config", "nn"},
     "cli": {
         "errors",
@@ -36,7 +42,7 @@ ALLOWED = {
         "hub",
         "models",
     }
-    | {"untrained", "smoljax"},
+    | {"untrained", "smoljax", "data", "training", "embedding", "grounding", "evaluation"},
     "__main__": {"cli"},
 }
 LAZY = {
@@ -48,6 +54,10 @@ LAZY = {
     "av",
     "num2words",
     "tensorflow_datasets",
+    "grain",
+    "array_record",
+    "tensorboardX",
+    "matplotlib",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smoljax.cli import convert, generate, inspect, preprocess
+from smoljax.cli import convert, embed, eval, generate, ground, inspect, preprocess, train
 from smoljax.errors import SmoljaxError
 
 app = typer.Typer(
@@ -26,8 +26,12 @@ app = typer.Typer(
     ),
 )
 app.command("generate", rich_help_panel="Run")(generate.generate)
+app.command("ground", rich_help_panel="Run")(ground.ground)
+app.command("embed", rich_help_panel="Run")(embed.embed)
 app.command("preprocess", rich_help_panel="Run")(preprocess.preprocess)
 app.command("logits", rich_help_panel="Run")(preprocess.logits)
+app.command("train", rich_help_panel="Train and measure")(train.train)
+app.command("eval", rich_help_panel="Train and measure")(eval.evaluate)
 app.command("models", rich_help_panel="Models")(inspect.models)
 app.command("inspect", rich_help_panel="Models")(inspect.inspect)
 app.command("fetch", rich_help_panel="Models")(convert.fetch)
