@@ -30,7 +30,14 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
-            keep.append(policies.BestN(get_metric_fn=_metric, n=config.keep_best, reverse=True))
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=_metric,
+                    n=config.keep_best,
+                    reverse=True,  # the policy keeps the end of the sorted list
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep),
             save_decision_policy=policies.FixedIntervalPolicy(1),

@@ -104,7 +104,7 @@ def _literal(text: str) -> Any:
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
     """The config as plain JSON; functions by name, objectives with their names."""
-    return json.loads(json.dumps(_plain(config)))
+    return json.loads(json.dumps(_plain(config), default=str))
 
 
 def _plain(node: Any) -> Any:

@@ -19,10 +19,15 @@ class MetricsFile:
     Args:
       workdir: of the run.
       step: lines behind this step are dropped first: a killed run may have written past its last checkpoint.
+      write: False on all hosts but the first: nothing is written.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, *, write: bool = True) -> None:
+        self._file: Any = None
+        self._board: Any = None
         self.path = workdir / METRICS
+        if not write:
+            return
         if self.path.exists():
             lines = [read_json_line(line) for line in self.path.read_text().splitlines()]
             kept = [line for line in lines if line is not None and line["step"] <= step]
@@ -32,6 +37,8 @@ class MetricsFile:
 
     def write(self, step: int, values: Mapping[str, Any], kind: str = "train") -> None:
         """One line: step, kind ("train" or "validation") and the values."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -40,7 +47,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Closes both."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

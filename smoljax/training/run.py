@@ -102,7 +102,8 @@ def train(
     checkpoints = Checkpoints(workdir, config.checkpoint)
     try:
         start = open_model(config.model, weights=checkpoints.latest is None)
-        write_resolved(config, workdir)
+        if jax.process_index() == 0:
+            write_resolved(config, workdir)
         return _Run(config, workdir, start, mesh, checkpoints, show).go(stop_after)
     finally:
         checkpoints.close()
@@ -157,7 +158,7 @@ class _Run:
         last = min(config.steps, stop_after or config.steps)
         values: dict[str, float] = {"loss": math.nan}
         meter = Meter(config, self.start)
-        metrics = MetricsFile(self.workdir, done)
+        metrics = MetricsFile(self.workdir, done, write=jax.process_index() == 0)
         with _stop_signals() as stopped, Bar(config.name, config.steps, done, self.show) as bar:
             self._announce(bar, done)
             try:

@@ -107,7 +107,7 @@ def loss_function(
             key=key,
         )
         if teacher is not None:
-            guide = jax.lax.stop_gradient(look(teacher, taught, batch))
+            guide = look(teacher, jax.lax.stop_gradient(taught), batch)
             seen = Seen(seen.patches, seen.hidden, seen.head, guide)
         total, measures = jnp.float32(0), {}
         for objective in config.objectives:
