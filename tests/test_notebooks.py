@@ -57,3 +57,9 @@ def test_notebook_runs(script, model, monkeypatch, tmp_path):
     if script.stem == "quickstart":
         assert "every byte the same: True" in printed
         assert model != "nothing fetched" or "Going on with the tiny untrained model" in printed
+    if script.stem == "training":
+        assert "500 steps" in printed
+        assert "refused: another run: seed was 0, now 1" in printed
+        right = dict(re.findall(r"^(\S.*\S) +([\d.]+)% right", printed, re.MULTILINE))
+        assert float(right["known pictures"]) > 85  # it has them by heart
+        assert float(right["known pictures"]) > float(right["known pictures, all grey"]) + 20
