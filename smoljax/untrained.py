@@ -58,6 +58,8 @@ def make_untrained(preset: str, folder: Path, *, seed: int, tokenizer: str, dtyp
 def _files(preset: str, config: SmolVLMConfig, tokenizer: str) -> dict[str, bytes]:
     if preset == "tiny":
         return tiny_processor().files
+    if preset == "smolvlm-nano":  # has a vocabulary of its own, which comes with the bundled model
+        return load_processor(preset).files
     base = load_processor(tokenizer).files
     if config.vision is None:
         return base

@@ -70,6 +70,7 @@ def test_frozen_parameters_stay_and_have_no_state(params):
 
 
 def test_a_learning_rate_factor_scales_adamw_updates(params):
+    params = {name: params[name] for name in ("connector", "embedding")}
     grads = jax.tree.map(lambda leaf: 1e-4 * (leaf + 0.3), params)
     moved = []
     for factor in (1.0, 0.25):
