@@ -25,9 +25,9 @@
 # 4. the loss, drawn from the file that every run leaves,
 # 5. questions to the trained model, about pictures it knows and about new ones.
 #
-# It needs no network and no accelerator. It teaches a **very** small model 64 pictures, so expect a model that knows
-# these by heart and little else; the last part measures just that. The same code with more pictures, more width and
-# an hour of time gives a model that sees: `experiments/scenes/`.
+# It needs no network and no accelerator. It teaches a **very** small model 64 pictures, so expect a model that
+# gets to know these and nothing else; the last part measures just that. The same code with more pictures, more
+# width and an hour of time gives a model that sees: `experiments/scenes/`.
 
 # %%
 import dataclasses
@@ -225,9 +225,10 @@ fig.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The validation loss parts from the training loss early and rises again: with 64 pictures the model learns the
-# pictures, not the seeing. The remedy is not fewer steps but more pictures: a data set that is drawn has as many
-# as one likes.
+# On the left, the validation loss parts from the training loss early and rises again: with 64 pictures the model learns
+# the pictures, not the seeing. The remedy is not fewer steps but more pictures; a data set that is drawn has as many as
+# one likes. On the right, the fall in the middle is no forgetting: the linear classifiers belong to the objective and
+# not to the model, so the second run begins with new ones.
 #
 # ## Ask it
 #
@@ -265,8 +266,9 @@ for name, split, config in (
     print(f"{name:26}{exact.value:6.1%} right ({exact.low:.1%} to {exact.high:.1%}) of {exact.n} questions")
 
 # %% [markdown]
-# The gap between the first two lines is overfitting, plain to see; new pictures come out barely better than grey ones.
-# `smolvlm-nano` is the same recipe with 60,000 pictures in place of 64, and it answers questions about new pictures.
+# The gap between the first two lines is overfitting, plain to see: about new pictures this model knows no more than can
+# be guessed from the question. `smolvlm-nano` is the same recipe with 60,000 pictures in place of 64, and it answers
+# questions about new pictures.
 #
 # ## Where to go next
 #

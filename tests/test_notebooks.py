@@ -61,5 +61,5 @@ def test_notebook_runs(script, model, monkeypatch, tmp_path):
         assert "500 steps" in printed
         assert "refused: another run: seed was 0, now 1" in printed
         right = dict(re.findall(r"^(\S.*\S) +([\d.]+)% right", printed, re.MULTILINE))
-        assert float(right["known pictures"]) > 85  # it has them by heart
-        assert float(right["known pictures"]) > float(right["known pictures, all grey"]) + 20
+        known, guessed = float(right["known pictures"]), float(right["known pictures, all grey"])
+        assert known > guessed + 12, printed  # it learned to look, at least at these
