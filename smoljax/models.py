@@ -199,4 +199,5 @@ def enable_compilation_cache() -> Path | None:
 
 def _bundled() -> list[Path]:
     folder = Path(__file__).resolve().parent.parent / "checkpoints"
-    return sorted(path.parent for path in folder.glob("*/smoljax.json"))
+    found = {path.parent for name in ("smoljax.json", "config.json") for path in folder.glob(f"*/{name}")}
+    return sorted(found)

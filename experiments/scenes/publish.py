@@ -2,7 +2,7 @@
 
     python -m experiments.scenes.publish [--dense runs/dense] [--run runs/nano]
 
-Stores the weights in bfloat16, evaluates what is stored (not the run's float32) on the held-out splits, and writes
+Stores the weights in bfloat16, in Hugging Face layout (one file, which PyTorch reads too), evaluates what is stored (not the run's float32) on the held-out splits, and writes
 `results.json`, `metrics.jsonl`, `loss.png` and `README.md` beside it. Evaluations that are done are not repeated.
 """
 
@@ -97,7 +97,7 @@ def store(run: Path) -> None:
     if MODEL.exists():
         shutil.rmtree(MODEL)
     MODEL.parent.mkdir(exist_ok=True)
-    smoljax("convert", str(run / "model"), str(MODEL), "--dtype", "bfloat16")
+    smoljax("convert", str(run / "model"), str(MODEL), "--to", "hf", "--dtype", "bfloat16")
 
 
 def stages(dense: Path, run: Path) -> list[dict[str, Any]]:
