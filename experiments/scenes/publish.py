@@ -2,8 +2,9 @@
 
     python -m experiments.scenes.publish [--dense runs/dense] [--run runs/nano]
 
-Stores the weights in bfloat16, in Hugging Face layout (one file, which PyTorch reads too), evaluates what is stored (not the run's float32) on the held-out splits, and writes
-`results.json`, `metrics.jsonl`, `loss.png` and `README.md` beside it. Evaluations that are done are not repeated.
+Stores the weights in bfloat16 in Hugging Face layout (one file, which PyTorch reads too), evaluates what is stored (not
+the run's float32) on the held-out splits, and writes `results.json`, `metrics.jsonl`, `loss.png` and `README.md` beside
+it. Evaluations that are done are not repeated.
 """
 
 import argparse
