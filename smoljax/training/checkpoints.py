@@ -110,12 +110,3 @@ def _gathered(data: Mapping[str, Any]) -> dict[str, Any]:
     size = int(multihost_utils.process_allgather(np.array(len(text))).max())
     rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(size), np.uint8))
     return {"iterators": [bytes(row).decode().rstrip() for row in rows]}
-
-
-def read_json_line(line: str) -> dict[str, Any] | None:
-    """One line of metrics.jsonl, None where it was cut off by a kill."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

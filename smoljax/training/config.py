@@ -113,11 +113,15 @@ class NextToken:
       weight: factor in the sum of objectives.
       chunk: tokens whose scores exist at a time.
       z_loss: weight of log²Z (Chowdhery et al. 2022), 0 for none.
+      balance: a token counts n^−balance, n being the learned tokens of its conversation. 0: all tokens alike, so
+        long answers outweigh short ones; 1: all conversations alike; 0.5 between ("square averaging", Chen et
+        al. 2024, InternVL 2.5).
     """
 
     weight: float = 1.0
     chunk: int = 1024
     z_loss: float = 0.0
+    balance: float = 0.0
     name = "next_token"
 
 
@@ -147,12 +151,21 @@ class Dense:
       labels: (name in the batch's `patches`, number of classes); class 0 is "nothing here".
       weight: factor in the sum of objectives.
       object_weight: weight of patches that show something, against 1 for the others.
+      label_weights: factor on each label's loss, in the order of `labels`; () is 1 for each.
     """
 
     labels: tuple[tuple[str, int], ...]
     weight: float = 1.0
     object_weight: float = 5.0
+    label_weights: tuple[float, ...] = ()
     name = "dense"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError where the weights do not go with the labels."""
+        if self.label_weights and len(self.label_weights) != len(self.labels):
+            raise UsageError(
+                f"dense: {len(self.label_weights)} label_weights for {len(self.labels)} labels; give one each"
+            )
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     config = found() if callable(found) else found
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{file}: must define `config`, a smoljax.training.config.TrainConfig")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise UsageError(f"--set {override}: must read key=value")
-        config = _replace(config, key.strip().split("."), text.strip(), key.strip())
+    for item in overrides:
+        config = override(config, item)
     return config
+
+
+def override(config: TrainConfig, item: str) -> TrainConfig:
+    """The config with one "key=value" put in, as `read_config` takes them."""
+    key, equals, text = item.partition("=")
+    if not equals:
+        raise UsageError(f"--set {item}: must read key=value")
+    return _replace(config, key.strip().split("."), text.strip(), key.strip())
 
 
 def _replace(node: Any, keys: list[str], text: str, whole: str) -> Any:

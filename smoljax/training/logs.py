@@ -8,8 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from smoljax.training.checkpoints import read_json_line
-
 METRICS = "metrics.jsonl"
 
 
@@ -29,7 +27,7 @@ class MetricsFile:
         if not write:
             return
         if self.path.exists():
-            lines = [read_json_line(line) for line in self.path.read_text().splitlines()]
+            lines = [_read_line(line) for line in self.path.read_text().splitlines()]
             kept = [line for line in lines if line is not None and line["step"] <= step]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a")
@@ -51,6 +49,15 @@ class MetricsFile:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _read_line(line: str) -> dict[str, Any] | None:
+    """One line of metrics.jsonl, None where it was cut off by a kill."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _board(folder: Path, step: int) -> Any:

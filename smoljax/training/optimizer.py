@@ -105,11 +105,32 @@ def make_optimizer(config: OptimizerConfig, steps: int, params: Any) -> optax.Gr
                 muon_weight_dimension_numbers=_dimensions,
             )
     rest = optax.multi_transform(kinds, tree)
-    if not config.clip:
-        return rest
-    # Frozen parameters get no say in the norm.
-    trainable = jax.tree.map(lambda label: label != FROZEN, tree)
-    return optax.chain(optax.masked(optax.clip_by_global_norm(config.clip), trainable), rest)
+    return optax.chain(clip_by_norm(config.clip), rest) if config.clip else rest
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Scales gradients of a larger global norm down to `limit`.
+
+    One factor for all, where optax divides each number: XLA keeps quotients in a copy of the whole gradient, a
+    product it makes again wherever it is read.
+    """
+
+    def update(grads: Any, state: Any, _: Any = None) -> tuple[Any, Any]:
+        factor = jnp.minimum(1.0, limit / jnp.maximum(global_norm(grads), 1e-16))
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), grads), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def hold_frozen(config: OptimizerConfig, params: Any) -> Any:
+    """The parameters, with no gradient to those of frozen groups: it is neither computed nor in the norm."""
+    if not any(group.frozen for group in config.groups):
+        return params
+    return jax.tree.map(
+        lambda leaf, label: jax.lax.stop_gradient(leaf) if label == FROZEN else leaf,
+        params,
+        labels(config, params),
+    )
 
 
 def ema_update(old: Any, new: Any, decay: float) -> Any:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,10 @@ def train(
     mesh = make_mesh(config.mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint)
     try:
-        start = open_model(config.model, weights=checkpoints.latest is None)
+        run = _Run(config, workdir, mesh, checkpoints, show)
         if jax.process_index() == 0:
             write_resolved(config, workdir)
-        return _Run(config, workdir, start, mesh, checkpoints, show).go(stop_after)
+        return run.go(stop_after)
     finally:
         checkpoints.close()
 
@@ -114,13 +114,14 @@ class _Run:
         self,
         config: TrainConfig,
         workdir: Path,
-        start: Start,
         mesh: Any,
         checkpoints: Checkpoints,
         show: bool,
     ) -> None:
-        self.config, self.workdir, self.start = config, workdir, start
+        self.config, self.workdir = config, workdir
         self.checkpoints, self.show = checkpoints, show
+        start = open_model(config.model, weights=checkpoints.latest is None)
+        self.start = replace(start, params=None)  # the weights it holds are needed for the first state alone
         self.sharding = batch_sharding(mesh)
         teacher = open_teacher(config, start)
         taught = None if teacher is None else teacher[0]
@@ -269,7 +270,6 @@ class Guard:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config.guard
-        self._every = config.checkpoint.every
         self._mean: float | None = None
         self._high = 0
 

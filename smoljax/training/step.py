@@ -12,7 +12,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.nn.smolvlm import SmolVLM
 from smoljax.training.config import TrainConfig
 from smoljax.training.objectives.table import Seen, count, needs_decoder, sums
-from smoljax.training.optimizer import ema_update, global_norm
+from smoljax.training.optimizer import ema_update, global_norm, hold_frozen
 from smoljax.training.products import trained_products
 
 
@@ -98,6 +98,7 @@ def loss_function(
     def loss(
         params: Any, batch: Any, counts: Mapping[str, jax.Array], key: jax.Array | None, taught: Any
     ) -> tuple[jax.Array, dict[str, Any]]:
+        params = hold_frozen(config.optimizer, params)
         seen = look(
             model,
             model_params(params),
@@ -150,13 +151,18 @@ def make_step(
         else:
             loss, measures, grads = _accumulate(gradient, splits, state.params, batch, counts, key, taught)
         norm = global_norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else ema_update(state.ema, params, config.optimizer.ema)
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = TrainState(state.step + 1, params, opt_state, ema, state.rng)
-        old = TrainState(state.step + 1, state.params, state.opt_state, state.ema, state.rng)
-        new = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, old)
+
+        def apply(old: TrainState, grads: Any) -> TrainState:
+            updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+            params = optax.apply_updates(old.params, updates)
+            ema = None if old.ema is None else ema_update(old.ema, params, config.optimizer.ema)
+            return TrainState(old.step, params, opt_state, ema, old.rng)
+
+        # A branch and no selection: XLA writes a branch's result over the donated state; to select between old and
+        # new it would copy parameters and moments first.
+        new = jax.lax.cond(sound, apply, lambda old, _: old, state, grads)
+        new = new.replace(step=state.step + 1)
         flat = {name: total / jnp.maximum(number, 1e-9) for name, (total, number) in measures.items()}
         return new, {"loss": loss, "grad_norm": norm, **flat}
 

@@ -9,7 +9,7 @@ import pytest
 from smoljax.training.objectives.contrastive import gather, infonce_loss, sigmoid_loss
 from smoljax.training.objectives.dense import dense_sums
 from smoljax.training.objectives.distillation import hidden_sum, kl_sum
-from smoljax.training.objectives.next_token import next_token_sums, shift
+from smoljax.training.objectives.next_token import balanced_weights, next_token_sums, shift
 
 RNG = np.random.default_rng(0)
 HIDDEN = RNG.normal(size=(23, 8)).astype(np.float32)
@@ -51,6 +51,29 @@ def test_targets_stop_where_a_branch_begins():
     targets, learned = shift(ids, mask, positions)
     assert targets[0, :5].tolist() == [6, 7, 8, 9, 3]
     assert learned[0].tolist() == [True, True, False, True, False, False]
+
+
+def test_balance_weighs_conversations_and_not_tokens():
+    mask = np.array([[False, True, True, True, True, True, False, False], [True, False, False, True] * 2])
+    segments = np.array([[1, 1, 1, 1, 1, 2, 2, 0], [1] * 8])
+    branches = np.array([[0, 1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 2, 2, 1, 1]])
+    all_alike = balanced_weights(mask, segments, branches, 0.0)
+    assert all_alike.tolist() == mask.astype(float).tolist()
+    # Row 0: four tokens of branch 1 in segment 1, one in segment 2. Row 1: one each; branch 1 comes back as another.
+    found = balanced_weights(mask, segments, branches, 0.5)
+    assert found[0].tolist() == [0, 0.5, 0.5, 0.5, 0.5, 1, 0, 0]
+    assert found[1].tolist() == [1, 0, 0, 1, 1, 0, 0, 1]
+    by_talk = balanced_weights(mask, segments, branches, 1.0)
+    np.testing.assert_allclose(by_talk[0].sum(), 2.0)
+
+
+def test_accuracy_counts_every_learned_token_once_whatever_it_weighs():
+    weights = MASK * np.where(np.arange(23) % 2, 0.25, 1.0)
+    best = (HIDDEN @ HEAD.T).argmax(axis=-1).astype(np.int32)
+    total, right = next_token_sums(HIDDEN, HEAD, best, weights)
+    assert int(right) == MASK.sum()
+    losses = optax.softmax_cross_entropy_with_integer_labels(HIDDEN @ HEAD.T, best)
+    np.testing.assert_allclose(total, (losses * weights).sum(), rtol=1e-5)
 
 
 def test_contrastive_losses_against_loops():

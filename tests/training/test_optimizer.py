@@ -11,7 +11,7 @@ from smoljax import presets
 from smoljax.errors import UsageError
 from smoljax.nn.smolvlm import init_params
 from smoljax.training.config import Group, OptimizerConfig
-from smoljax.training.optimizer import labels, make_optimizer, path_of, schedule
+from smoljax.training.optimizer import global_norm, hold_frozen, labels, make_optimizer, path_of, schedule
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,20 @@ def test_frozen_parameters_stay_and_have_no_state(params):
     same = jax.tree.map(lambda a, b: bool((a == b).all()), params, new)
     assert all(jax.tree.leaves(same["vision"]))
     assert not any(jax.tree.leaves(same["decoder"]))
+
+
+def test_frozen_parameters_get_no_gradient_and_no_say_in_the_norm(params):
+    params = {name: params[name] for name in ("connector", "embedding")}
+    config = OptimizerConfig(groups=(Group("^connector/", frozen=True),))
+
+    def half_square(tree):
+        return global_norm(hold_frozen(config, tree)) ** 2 / 2
+
+    grads = jax.grad(half_square)(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(grads["connector"]))
+    np.testing.assert_allclose(grads["embedding"]["table"], params["embedding"]["table"], rtol=1e-4)
+    np.testing.assert_allclose(global_norm(grads), global_norm(params["embedding"]), rtol=1e-4)
+    assert hold_frozen(OptimizerConfig(), params) is params
 
 
 def test_a_learning_rate_factor_scales_adamw_updates(params):

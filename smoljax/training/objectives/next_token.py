@@ -26,22 +26,49 @@ def shift(
     return targets, mask
 
 
+def balanced_weights(
+    mask: jax.Array, segment_ids: jax.Array, branch_ids: jax.Array, balance: float
+) -> jax.Array:
+    """Weight n^−balance of every learned token, n being how many its conversation has.
+
+    A conversation is a run of one segment and branch. `NextToken.balance` says what for.
+
+    Args:
+      mask: [B, T] bool, of `shift`.
+      segment_ids, branch_ids: [B, T] int32.
+      balance: 0 weighs all learned tokens 1.
+
+    Returns:
+      [B, T] float32, 0 where the mask is False.
+    """
+    learned = mask.astype(jnp.float32)
+    if not balance:
+        return learned
+
+    def change(ids: jax.Array) -> jax.Array:
+        return jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
+
+    talk = jnp.cumsum(change(segment_ids) | change(branch_ids), axis=1)
+    number = jax.vmap(lambda one, ids: jax.ops.segment_sum(one, ids, one.size)[ids])(learned, talk)
+    return learned * jnp.maximum(number, 1.0) ** -balance
+
+
 def next_token_sums(
     hidden: jax.Array,
     head: jax.Array,
     targets: jax.Array,
-    mask: jax.Array,
+    weights: jax.Array,
     *,
     chunk: int = 1024,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Σ −log p(target) over masked tokens, and how many of them the best guess gets right.
+    """Σ −weight·log p(target), and how many tokens of weight above 0 the best guess gets right.
 
     Args:
       hidden: [N, D] after the final norm.
       head: [V, D], the output table.
       targets: [N] int32.
-      mask: [N] bool.
+      weights: [N] bool or float32, 0 on tokens that are not learned.
       chunk: tokens whose [chunk, V] scores exist at a time.
       z_loss: weight of log²Z added to each token's loss.
 
@@ -55,6 +82,6 @@ def next_token_sums(
         picked = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
         loss = log_z - picked + z_loss * jnp.square(log_z)
         right = picked >= scores.max(axis=-1)
-        return jnp.sum(loss * weight), jnp.sum(right * weight)
+        return jnp.sum(loss * weight), jnp.sum(right & (weight > 0)).astype(jnp.float32)
 
-    return sum_over_tokens(one, chunk, hidden, targets, mask.astype(jnp.float32))
+    return sum_over_tokens(one, chunk, hidden, targets, weights.astype(jnp.float32))

@@ -71,7 +71,10 @@ def init_objectives(
 
 def count(objective: Objective, batch: Mapping[str, Any]) -> jax.Array:
     """What the objective's sum is divided by; a function of the data alone, at least a tiny number."""
-    if isinstance(objective, NextToken | Distill):
+    if isinstance(objective, NextToken):
+        weights = _learned(objective, batch)[1]
+        return jnp.where(weights.sum() > 0, weights.sum(), 1.0)
+    if isinstance(objective, Distill):
         mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))[1]
         return jnp.maximum(mask.sum(), 1).astype(jnp.float32)
     if isinstance(objective, Contrastive):
@@ -103,14 +106,15 @@ def sums(
         else:
             total = contrastive.infonce_loss(image, text, valid, own["log_scale"])
         return total, {"contrastive_scale": (jnp.exp(own["log_scale"]), jnp.float32(1))}
-    targets, mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))
     hidden = seen.hidden.reshape(-1, seen.hidden.shape[-1])
-    targets, mask = targets.reshape(-1), mask.reshape(-1)
     if isinstance(objective, NextToken):
+        targets, weights = (item.reshape(-1) for item in _learned(objective, batch))
         total, right = next_token.next_token_sums(
-            hidden, seen.head, targets, mask, chunk=objective.chunk, z_loss=objective.z_loss
+            hidden, seen.head, targets, weights, chunk=objective.chunk, z_loss=objective.z_loss
         )
-        return total, {"token_accuracy": (right, mask.sum().astype(jnp.float32))}
+        return total, {"token_accuracy": (right, jnp.sum(weights > 0).astype(jnp.float32))}
+    _, mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))
+    mask = mask.reshape(-1)
     assert seen.teacher is not None
     taught = seen.teacher.hidden.reshape(-1, seen.teacher.hidden.shape[-1])
     total = distillation.kl_sum(
@@ -127,17 +131,27 @@ def sums(
     return total, {}
 
 
+def _learned(objective: NextToken, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Targets [B, T] and their weights [B, T]."""
+    targets, mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))
+    weights = next_token.balanced_weights(
+        mask, batch["segment_ids"], batch["branch_ids"], objective.balance
+    )
+    return targets, weights
+
+
 def _dense(
     objective: Dense, own: Mapping[str, Any], seen: Seen, batch: Mapping[str, Any]
 ) -> tuple[jax.Array, Sums]:
     total, found = jnp.float32(0), {}
-    for name, _ in objective.labels:
+    factors = objective.label_weights or (1.0,) * len(objective.labels)
+    for (name, _), factor in zip(objective.labels, factors, strict=True):
         if name not in batch["patches"]:
             raise SmoljaxError(f"the dense objective wants labels {name!r}, which the data do not have")
         labels = jnp.where(batch["tile_mask"][..., None], batch["patches"][name], 0)
         loss, _, right, shown = dense.dense_sums(
             seen.patches, own[name]["kernel"], own[name]["bias"], labels, objective.object_weight
         )
-        total += loss / len(objective.labels)
+        total += factor * loss / len(objective.labels)
         found[f"dense_{name}"] = (right.astype(jnp.float32), shown.astype(jnp.float32))
     return total, found
