@@ -15,6 +15,7 @@ import pytest
 from smoljax import presets
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import unstack_layers
+from smoljax.untrained import make_untrained
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,22 @@ def smollm2():
         return hub.fetch("smollm2-135m")
     except SmoljaxError as error:
         pytest.skip(f"smoljax fetch smollm2-135m: {error}")
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """A cache folder of the module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMOLJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """An untrained tiny model with its processor, in the native layout."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make_untrained("tiny", path, seed=0, tokenizer="", dtype="float32")
+    return path
 
 
 @pytest.fixture(scope="session")

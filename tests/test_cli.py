@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from cli_calls import call
 from PIL import Image
 
-from smoljax.cli import main as cli
 from smoljax.convert.native import METADATA_FILE
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +28,6 @@ def picture(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMOLJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def call(*args):
-    """(exit status, standard output, standard error) of one command, run in this process."""
-    import contextlib
-    import io
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(arg) for arg in args])
-    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 def fails(status, *args):

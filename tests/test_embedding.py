@@ -1,14 +1,13 @@
 """Vectors of pictures and texts: what they are made of, and that company does not change them."""
 
-import contextlib
 import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from cli_calls import call
 
-from smoljax.cli import main as cli
 from smoljax.embedding import embed_images, embed_texts
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.smolvlm import forward, init_params
@@ -91,13 +90,6 @@ def test_what_cannot_be_embedded(vlm, tmp_path):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, vlm.params)
     with pytest.raises(SmoljaxError, match="not finite"):
         embed_texts(VLM(vlm.config, broken, vlm.processor, "nan"), ["a"])
-
-
-def call(*args):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(arg) for arg in args])
-    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 def test_the_command(tmp_path, monkeypatch):

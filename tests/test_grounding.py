@@ -2,13 +2,13 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cli_calls import call
 from PIL import Image
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
@@ -16,7 +16,6 @@ from tokenizers import Tokenizer as Backend
 import smoljax.nn.decoder
 import smoljax.nn.patch_encoder
 from smoljax import presets
-from smoljax.cli import main as cli
 from smoljax.config import VisionConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation.options import Generation
@@ -87,13 +86,13 @@ def check_by_differences(module, layer, x, places):
 def test_gradient_of_decoder_weights_by_finite_differences(vlm):
     x = jax.random.normal(jax.random.key(1), (2, 6, 32))
     mask = jnp.ones((2, 6), bool).at[1, 0].set(False)
-    layer = programs._decoder_layer(vlm.config, vlm.params["decoder"]["layers_1"], mask)
+    layer = programs.make_decoder_layer(vlm.config, vlm.params["decoder"]["layers_1"], mask)
     check_by_differences(smoljax.nn.decoder, layer, x, [(0, 0, 5, 2), (0, 3, 3, 3), (1, 2, 4, 1)])
 
 
 def test_gradient_of_encoder_weights_by_finite_differences(vlm):
     x = jax.random.normal(jax.random.key(2), (1, 16, 24))
-    layer = vision_programs._encoder_layer(vlm.config, vlm.params["vision"]["layers_0"])
+    layer = vision_programs.make_encoder_layer(vlm.config, vlm.params["vision"]["layers_0"])
     check_by_differences(smoljax.nn.patch_encoder, layer, x, [(0, 0, 5, 2), (0, 1, 3, 15), (0, 1, 0, 0)])
 
 
@@ -373,13 +372,6 @@ def folder(tmp_path_factory):
         assert call("init", "tiny", path / "tiny")[0] == 0
         pattern_picture(90, 40).save(path / "a.png")
         yield path
-
-
-def call(*args):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(arg) for arg in args])
-    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 def test_the_command(folder):

@@ -9,19 +9,11 @@ import smoljax
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import load, load_processor
 from smoljax.processing.testing import tiny_processor
-from smoljax.untrained import make_untrained
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_untrained("tiny", path, seed=0, tokenizer="", dtype="float32")
-    return path
-
-
-@pytest.fixture(scope="module")
-def vlm(folder):
-    return smoljax.load(folder)
+def vlm(tiny_folder):
+    return smoljax.load(tiny_folder)
 
 
 def picture(seed, width=60, height=40):
@@ -61,8 +53,8 @@ def test_a_wrong_call_fails_before_the_first_piece(vlm):
         vlm.generate("What?", stream=True, max_new_tokens=5000)
 
 
-def test_other_weights_answer_otherwise_without_compiling(folder):
-    vlm = load(folder)
+def test_other_weights_answer_otherwise_without_compiling(tiny_folder):
+    vlm = load(tiny_folder)
     first = vlm.generate("What?", max_new_tokens=12)
     compiled = vlm.generator.num_compilations
     vlm.params = jax.tree.map(lambda leaf: -leaf, vlm.params)
@@ -70,27 +62,27 @@ def test_other_weights_answer_otherwise_without_compiling(folder):
     assert vlm.generator.num_compilations == compiled
 
 
-def test_the_known_shift_of_position_ids_is_an_option(folder, vlm):
-    shifted = load(folder, position_ids="hf_4_55")
+def test_the_known_shift_of_position_ids_is_an_option(tiny_folder, vlm):
+    shifted = load(tiny_folder, position_ids="hf_4_55")
     arrays = vlm.prepare(prompt="What?", images=[picture(7)]).arrays()
     assert np.abs(shifted.logits(arrays) - vlm.logits(arrays)).max() > 1e-4
-    same = load(folder, position_ids="bucket").logits(arrays)
+    same = load(tiny_folder, position_ids="bucket").logits(arrays)
     np.testing.assert_array_equal(same, vlm.logits(arrays))
 
 
 @pytest.mark.parametrize("options", [{"background": True}, {"scan_layers": True}, {"dtype": "bfloat16"}])
-def test_ways_to_load(folder, vlm, options):
-    loaded = load(folder, **options)
+def test_ways_to_load(tiny_folder, vlm, options):
+    loaded = load(tiny_folder, **options)
     answer = loaded.generate("What?", images=[picture(7)], max_new_tokens=8)
     if "dtype" not in options:
         assert answer == vlm.generate("What?", images=[picture(7)], max_new_tokens=8)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(loaded.params)} == {options.get("dtype", "float32")}
 
 
-def test_weights_that_turn_out_damaged_in_the_background(folder, tmp_path):
+def test_weights_that_turn_out_damaged_in_the_background(tiny_folder, tmp_path):
     import shutil
 
-    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(tiny_folder, tmp_path / "copy")
     largest = max((tmp_path / "copy" / "params").rglob("0"), key=lambda path: path.stat().st_size)
     data = bytearray(largest.read_bytes())
     data[10] ^= 1
@@ -107,10 +99,10 @@ def test_weights_that_turn_out_damaged_in_the_background(folder, tmp_path):
         ({"image_seq_len": 16}, "image tokens"),
     ],
 )
-def test_a_processor_of_another_model_is_refused(folder, tmp_path, processor, word):
+def test_a_processor_of_another_model_is_refused(tiny_folder, tmp_path, processor, word):
     import shutil
 
-    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(tiny_folder, tmp_path / "copy")
     hf = tmp_path / "hf"
     from smoljax.convert.convert import convert
 
@@ -120,8 +112,8 @@ def test_a_processor_of_another_model_is_refused(folder, tmp_path, processor, wo
         load(hf)
 
 
-def test_repr_is_a_line_and_the_processor_alone_loads(folder, vlm):
+def test_repr_is_a_line_and_the_processor_alone_loads(tiny_folder, vlm):
     assert len(repr(vlm)) < 200
     assert "untrained" in repr(vlm)
-    assert load_processor(folder).stop_ids == vlm.processor.stop_ids
+    assert load_processor(tiny_folder).stop_ids == vlm.processor.stop_ids
     assert {"load", "SmolVLM", "Sampling"} <= set(dir(smoljax))

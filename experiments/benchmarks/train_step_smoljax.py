@@ -13,7 +13,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from experiments.benchmarks.memory import peak_bytes
+from experiments.benchmarks.steps import timed_steps
 from smoljax.convert.convert import load_checkpoint, open_checkpoint
 from smoljax.models import enable_compilation_cache
 from smoljax.nn.smolvlm import abstract_params
@@ -70,20 +70,14 @@ def run(folder: Path, batch: dict[str, np.ndarray], settings: dict[str, Any]) ->
     jax.block_until_ready(state)
     del params  # the trained copy is the only one from here on
 
-    loaded = peak_bytes()
-    seconds, losses = [], []
-    for _ in range(config.steps):
-        started = time.perf_counter()
+    def one() -> float:
+        nonlocal state
         state, found = compiled(state, place_batch(batch, sharding), None)
         jax.block_until_ready(state)
-        losses.append(float(found["loss"]))
-        seconds.append(time.perf_counter() - started)
-        print(f"{seconds[-1]:.2f} s, loss {losses[-1]:.6f}", file=sys.stderr, flush=True)
+        return float(found["loss"])
+
     return {
-        "seconds": seconds,
-        "losses": losses,
-        "peak_bytes": peak_bytes(),
-        "peak_before_steps_bytes": loaded,
+        **timed_steps(one, config.steps),
         "compile_s": compile_s,
         "temporary_bytes": memory.temp_size_in_bytes if memory else None,
     }

@@ -5,7 +5,6 @@ python -m experiments.benchmarks.train_step_torch HF_FOLDER BATCH.npz '{"steps":
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from experiments.benchmarks.memory import peak_bytes
+from experiments.benchmarks.steps import timed_steps
 
 
 def run(folder: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -> dict[str, Any]:
@@ -36,25 +35,16 @@ def run(folder: Path, arrays: dict[str, np.ndarray], settings: dict[str, Any]) -
         "pixel_values": torch.from_numpy(arrays["pixel_values"]),
         "labels": ids.masked_fill(~torch.from_numpy(arrays["loss_mask"]), -100),
     }
-    loaded = peak_bytes()
-    seconds, losses = [], []
-    for _ in range(settings["steps"]):
-        started = time.perf_counter()
+
+    def one() -> float:
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        del loss
-        seconds.append(time.perf_counter() - started)
-        print(f"{seconds[-1]:.2f} s, loss {losses[-1]:.6f}", file=sys.stderr, flush=True)
-    return {
-        "seconds": seconds,
-        "losses": losses,
-        "peak_bytes": peak_bytes(),
-        "peak_before_steps_bytes": loaded,
-    }
+        return loss.item()
+
+    return timed_steps(one, settings["steps"])
 
 
 def main() -> None:

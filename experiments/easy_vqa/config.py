@@ -5,32 +5,24 @@
 One picture a row, with as many of its questions as fit (about six of ten), another choice each epoch.
 """
 
+from dataclasses import replace
+
 from experiments.easy_vqa.draw import drawn
 from experiments.easy_vqa.prepare import path_of, prepare
+from experiments.scenes import nano
 from smoljax.data.config import DataConfig, SourceConfig
-from smoljax.training.config import (
-    CheckpointConfig,
-    MeshConfig,
-    ModelConfig,
-    NextToken,
-    OptimizerConfig,
-    TrainConfig,
-)
+from smoljax.training.config import CheckpointConfig, ModelConfig, NextToken, OptimizerConfig, TrainConfig
 
 
 def data(split: str) -> DataConfig:
-    return DataConfig(
-        (SourceConfig(str(path_of(split)), mapping=drawn, options={"mirror": split == "train"}),),
-        batch_size=16,
-        sequence_length=160,
-        loss_on="answers",
-        fit=True,
-    )
+    source = SourceConfig(str(path_of(split)), mapping=drawn, options={"mirror": split == "train"})
+    return replace(nano.data(split), sources=(source,), sequence_length=160)
 
 
 def config() -> TrainConfig:
     prepare()
-    return TrainConfig(
+    return replace(
+        nano.config,
         name="easy-vqa",
         model=ModelConfig(start="smolvlm-nano"),
         data=data("train"),
@@ -40,7 +32,6 @@ def config() -> TrainConfig:
         validation=data("validation"),
         validate_every=125,
         validation_batches=15,
-        mesh=MeshConfig(host_devices=2),
         checkpoint=CheckpointConfig(every=125),
         log_every=10,
     )

@@ -18,9 +18,7 @@ OPTIONS = {**nano.OPTIONS, "questions": 20, "kinds": {"reading": 4.0, "relation"
 
 
 def data(split: str) -> DataConfig:
-    stage = nano.data(split)
-    (source,) = stage.sources
-    return replace(stage, sources=(replace(source, options=OPTIONS),), sequence_length=320)
+    return nano.data(split, OPTIONS, 320)
 
 
 config = replace(

@@ -3,6 +3,9 @@
 smoljax train experiments/scenes/nano.py --workdir runs/nano
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from experiments.scenes.dense import LABELS
 from smoljax.data.config import DataConfig, SourceConfig
 from smoljax.training.config import (
@@ -27,11 +30,11 @@ OPTIONS = {
 }
 
 
-def data(split: str) -> DataConfig:
+def data(split: str, options: Mapping[str, Any] = OPTIONS, tokens: int = 224) -> DataConfig:
     return DataConfig(
-        (SourceConfig(f"tfds:scenes:{split}", options=OPTIONS),),
+        (SourceConfig(f"tfds:scenes:{split}", options=options),),
         batch_size=16,
-        sequence_length=224,
+        sequence_length=tokens,
         loss_on="answers",
         fit=True,
     )

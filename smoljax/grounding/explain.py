@@ -196,7 +196,7 @@ def _decoder_pass(config: SmolVLMConfig, params: Mapping[str, Any], inputs: _Inp
     np.put_along_axis(start, places, inputs.counted / inputs.counted.sum(axis=1, keepdims=True), axis=1)
     found = jnp.asarray(start)
     for layer, fed_to in zip(reversed(layers), reversed(kept), strict=True):
-        gradient, found = programs.decoder_layer_back(config, layer, fed_to, mask, gradient, found)
+        gradient, found = programs.decoder_layer_back(config, layer, fed_to, gradient, found, mask)
     tokens = (np.asarray(found) - start)[
         :, :length
     ]  # without the identity's part: the asking places themselves

@@ -11,6 +11,7 @@ no more than one layer's weights exist at a time.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -75,6 +76,33 @@ def relevance_step(
     handed = jnp.where(total > 0, 0.5 * relevance, 0.0)
     passed = jnp.einsum("bt,bts->bs", handed / jnp.where(total > 0, total, 1.0), step)
     return dx, relevance - handed + passed
+
+
+def layer_programs(
+    build: Callable[..., Layer], *, normalised: bool = False
+) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array]]]:
+    """The two compiled programs of a kind of layer: forwards, and backwards by `relevance_step`.
+
+    Args:
+      build: (config, params of one layer, more arrays …) → the layer; `config` is static.
+      normalised: see `relevance_step`.
+
+    Returns:
+      (config, params, x [B, T, D], *more) → [B, T, D], and
+      (config, params, x, gradient [B, T, D], relevance [B, T], *more) → both with respect to the input.
+    """
+
+    @partial(jax.jit, static_argnums=0)
+    def forward(config: Any, params: Any, x: Array, *more: Array) -> Array:
+        return build(config, params, *more)(x)[0]
+
+    @partial(jax.jit, static_argnums=0)
+    def back(
+        config: Any, params: Any, x: Array, gradient: Array, relevance: Array, *more: Array
+    ) -> tuple[Array, Array]:
+        return relevance_step(build(config, params, *more), x, gradient, relevance, normalised)
+
+    return forward, back
 
 
 def _add_to_weights(tap: Float[Array, "B N T S"], used: list[str]) -> Callable[..., Any]:

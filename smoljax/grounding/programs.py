@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
-from smoljax.grounding.layers import Layer, relevance_step
+from smoljax.grounding.layers import Layer, layer_programs
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.linear import RMSNorm
 from smoljax.nn.smolvlm import SmolVLM
@@ -40,27 +40,6 @@ def embed(config: SmolVLMConfig, params: Any, batch: dict[str, Array]) -> Float[
         method=SmolVLM.embed,
     )
     return jnp.asarray(x).astype(config.compute.dtype)
-
-
-@_compiled
-def decoder_layer(
-    config: SmolVLMConfig, params: Any, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]
-) -> Float[Array, "B T D"]:
-    """One layer forwards."""
-    return _decoder_layer(config, params, mask)(x)[0]
-
-
-@_compiled
-def decoder_layer_back(
-    config: SmolVLMConfig,
-    params: Any,
-    x: Float[Array, "B T D"],
-    mask: Bool[Array, "B T"],
-    gradient: Float[Array, "B T D"],
-    relevance: Float[Array, "B T"],
-) -> tuple[Float[Array, "B T D"], Float[Array, "B T"]]:
-    """One layer backwards: see `smoljax.grounding.layers.relevance_step`."""
-    return relevance_step(_decoder_layer(config, params, mask), x, gradient, relevance)
 
 
 @_compiled
@@ -115,7 +94,8 @@ def image_gradient(
     return backward(gradient)[0]
 
 
-def _decoder_layer(config: SmolVLMConfig, params: Any, mask: Array) -> Layer:
+def make_decoder_layer(config: SmolVLMConfig, params: Any, mask: Array) -> Layer:
+    """One layer of the decoder; `mask` [B, T] bool marks real tokens."""
     text = dataclasses.replace(config.text, num_layers=1)
     decoder = Decoder(text, config.compute, ("hidden_states", "attention"))
     # The module ends with the final norm; what is wanted is captured before it.
@@ -127,3 +107,7 @@ def _decoder_layer(config: SmolVLMConfig, params: Any, mask: Array) -> Layer:
         return found["hidden_states"][0], found["attention"][0]
 
     return run
+
+
+#: One decoder layer forwards and backwards: `smoljax.grounding.layers.layer_programs`, with the mask as more.
+decoder_layer, decoder_layer_back = layer_programs(make_decoder_layer)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smoljax.config import SmolVLMConfig
-from smoljax.grounding.layers import Layer, relevance_step
+from smoljax.grounding.layers import Layer, layer_programs
 from smoljax.grounding.programs import layer_params
 from smoljax.nn.connector import Connector
 from smoljax.nn.linear import LayerNorm
@@ -37,27 +37,6 @@ def patch_embedding(
     with nn.intercept_methods(intercept):
         encoder.apply({"params": {**params, "layers_0": layer_params(params, 0)}}, pixels)
     return met[0]
-
-
-@_compiled
-def encoder_layer(config: SmolVLMConfig, params: Any, x: Float[Array, "X P E"]) -> Float[Array, "X P E"]:
-    """One layer of the patch encoder forwards."""
-    return _encoder_layer(config, params)(x)[0]
-
-
-@_compiled
-def encoder_layer_back(
-    config: SmolVLMConfig,
-    params: Any,
-    x: Float[Array, "X P E"],
-    gradient: Float[Array, "X P E"],
-    relevance: Float[Array, "X P"],
-) -> tuple[Float[Array, "X P E"], Float[Array, "X P"]]:
-    """One layer of the patch encoder backwards: the normalised step of `smoljax.grounding.layers.relevance_step`.
-
-    A token's relevance starts here as a whole, beside which the published step's additions all but vanish.
-    """
-    return relevance_step(_encoder_layer(config, params), x, gradient, relevance, normalised=True)
 
 
 @_compiled
@@ -94,7 +73,8 @@ def connector_back(
     return norm_back(dpatches)[0], spread
 
 
-def _encoder_layer(config: SmolVLMConfig, params: Any) -> Layer:
+def make_encoder_layer(config: SmolVLMConfig, params: Any) -> Layer:
+    """One layer of the patch encoder."""
     assert config.vision is not None
     layer = EncoderLayer(config.vision, config.compute.dtype, ("attention",))
 
@@ -103,3 +83,9 @@ def _encoder_layer(config: SmolVLMConfig, params: Any) -> Layer:
         return out[0], out[1]["attention"]
 
     return run
+
+
+# A token's relevance starts here as a whole, beside which the published step's additions all but vanish; so the step is
+# the normalised one.
+#: One layer of the patch encoder forwards and backwards: `smoljax.grounding.layers.layer_programs`.
+encoder_layer, encoder_layer_back = layer_programs(make_encoder_layer, normalised=True)

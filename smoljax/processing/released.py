@@ -66,21 +66,20 @@ def processor_files(
       image_seq_len: image tokens of a tile (64, or 81).
       video: SmolVLM2's files, which know video, instead of SmolVLM's.
     """
-    extended = extend_tokenizer(tokenizer_json)
-    settings = settings_files(
-        Tokenizer.from_buffer(extended),
+    return with_settings(
+        extend_tokenizer(tokenizer_json),
         tile_size=tile_size,
         longest_edge=longest_edge,
         image_seq_len=image_seq_len,
         video=video,
     )
-    return {"tokenizer.json": extended, **settings}
 
 
-def settings_files(
-    tokenizer: Tokenizer, *, tile_size: int, longest_edge: int, image_seq_len: int, video: bool
+def with_settings(
+    tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int, video: bool
 ) -> dict[str, bytes]:
-    """The processor's files beside `tokenizer.json`; arguments as for `processor_files`."""
+    """A tokenizer that has SmolVLM's special tokens, and the files beside it; arguments as for `processor_files`."""
+    tokenizer = Tokenizer.from_buffer(tokenizer_json)
     family = "SmolVLM" if video else "Idefics3"
     image: dict[str, object] = {
         "do_convert_rgb": True,
@@ -124,4 +123,5 @@ def settings_files(
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     }
-    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}
+    settings = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in data.items()}
+    return {"tokenizer.json": tokenizer_json, **settings}

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as _Backend
 
 from smoljax.processing.processor import Processor
-from smoljax.processing.released import GRID_TOKENS, settings_files
+from smoljax.processing.released import GRID_TOKENS, with_settings
 from smoljax.processing.tokenizer import (
     END_OF_UTTERANCE,
     FAKE_TOKEN,
@@ -64,25 +64,29 @@ def tiny_files(
 ) -> dict[str, bytes]:
     """The small files of a checkpoint whose processor is `tiny_processor`."""
     backend = toy_backend()
+    tokenizer_json = backend.to_str().encode()
     if vision:
-        settings = settings_files(
-            backend, tile_size=tile_size, longest_edge=longest_edge, image_seq_len=image_seq_len, video=video
+        return with_settings(
+            tokenizer_json,
+            tile_size=tile_size,
+            longest_edge=longest_edge,
+            image_seq_len=image_seq_len,
+            video=video,
         )
-    else:
-        tokens = {
-            "bos_token": IM_START,
-            "eos_token": IM_END,
-            "pad_token": IM_END,
-            "unk_token": "<|endoftext|>",
-        }
-        files: dict[str, object] = {
-            "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **tokens},
-            "special_tokens_map.json": tokens,
-            "generation_config.json": {"eos_token_id": backend.token_to_id(IM_END)},
-            "chat_template.json": {"chat_template": _CHATML},
-        }
-        settings = {name: json.dumps(data, indent=2).encode() for name, data in files.items()}
-    return {"tokenizer.json": backend.to_str().encode(), **settings}
+    tokens = {
+        "bos_token": IM_START,
+        "eos_token": IM_END,
+        "pad_token": IM_END,
+        "unk_token": "<|endoftext|>",
+    }
+    files: dict[str, object] = {
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **tokens},
+        "special_tokens_map.json": tokens,
+        "generation_config.json": {"eos_token_id": backend.token_to_id(IM_END)},
+        "chat_template.json": {"chat_template": _CHATML},
+    }
+    settings = {name: json.dumps(data, indent=2).encode() for name, data in files.items()}
+    return {"tokenizer.json": tokenizer_json, **settings}
 
 
 def tiny_processor(

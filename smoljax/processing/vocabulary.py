@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as _Backend
 
 from smoljax.errors import UsageError
 from smoljax.processing.locations import location_tokens
-from smoljax.processing.released import GRID_TOKENS, settings_files
+from smoljax.processing.released import GRID_TOKENS, with_settings
 from smoljax.processing.tokenizer import (
     END_OF_UTTERANCE,
     FAKE_TOKEN,
@@ -83,11 +83,6 @@ def vocabulary_files(tokenizer_json: bytes, *, tile_size: int, image_seq_len: in
       tile_size: pixels of a tile.
       image_seq_len: image tokens of a tile.
     """
-    settings = settings_files(
-        _Backend.from_buffer(tokenizer_json),
-        tile_size=tile_size,
-        longest_edge=tile_size,
-        image_seq_len=image_seq_len,
-        video=False,
+    return with_settings(
+        tokenizer_json, tile_size=tile_size, longest_edge=tile_size, image_seq_len=image_seq_len, video=False
     )
-    return {"tokenizer.json": tokenizer_json, **settings}

@@ -1,29 +1,13 @@
 """`smoljax eval` as a user calls it."""
 
-import contextlib
-import io
 import json
 
 import numpy as np
 import pytest
+from cli_calls import call
 from PIL import Image
 
-from smoljax.cli import main as cli
-from smoljax.untrained import make_untrained
-
-
-@pytest.fixture(autouse=True, scope="module")
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMOLJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    make_untrained("tiny", path, seed=0, tokenizer="", dtype="float32")
-    return path
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +28,6 @@ def data(tmp_path_factory):
     return path / "data.jsonl"
 
 
-def call(*args):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        cli.main([str(arg) for arg in args])
-    return stop.value.code, out.getvalue(), err.getvalue()
-
-
 def fails(status, *args):
     code, out, err = call("eval", *args)
     assert (code, out, err.count("\n")) == (status, "", 1), (code, out, err)
@@ -58,9 +35,9 @@ def fails(status, *args):
     return err
 
 
-def test_one_json_object_and_a_line_a_sample(folder, data, tmp_path):
+def test_one_json_object_and_a_line_a_sample(tiny_folder, data, tmp_path):
     written = tmp_path / "predictions.jsonl"
-    args = ("-m", folder, "-d", data, "-t", "vqa", "--no-split", "--max-new-tokens", 4)
+    args = ("-m", tiny_folder, "-d", data, "-t", "vqa", "--no-split", "--max-new-tokens", 4)
     code, out, err = call("eval", *args, "--predictions", written, "--json")
     assert code == 0, err
     result = json.loads(out)
@@ -79,26 +56,38 @@ def test_one_json_object_and_a_line_a_sample(folder, data, tmp_path):
     assert "exact/even" not in out
 
 
-def test_wrong_calls_are_one_line(folder, data, tmp_path):
-    given = ("-m", folder, "-d", data)
+def test_wrong_calls_are_one_line(tiny_folder, data, tmp_path):
+    given = ("-m", tiny_folder, "-d", data)
     assert "no task 'sing'" in fails(2, *given, "-t", "sing")
     assert "kinds belong to the task vqa" in fails(2, *given, "-t", "loss", "--kinds", "odd")
     assert "does not exist" in fails(2, *given, "-t", "vqa", "--predictions", tmp_path / "no" / "p.jsonl")
     assert "no boxes to locate" in fails(1, *given, "-t", "grounding")
-    assert "not a data set" in fails(2, "-m", folder, "-d", "data.csv", "-t", "vqa")
+    assert "not a data set" in fails(2, "-m", tiny_folder, "-d", "data.csv", "-t", "vqa")
     bad = tmp_path / "bad.jsonl"
     line = json.loads(data.read_text().splitlines()[0])
     good = {**line, "images": [str(data.parent / "0.png")]}
     (tmp_path / "broken.png").write_bytes((data.parent / "0.png").read_bytes()[:700])
     lines = [{**line, "images": ["gone.png"]}, {**line, "images": ["broken.png"], "id": "b"}, good]
     bad.write_text("\n".join(map(json.dumps, lines[:1])))
-    assert "gone.png" in fails(1, "-m", folder, "-d", bad, "-t", "vqa")
+    assert "gone.png" in fails(1, "-m", tiny_folder, "-d", bad, "-t", "vqa")
     bad.write_text("\n".join(map(json.dumps, lines[1:])))
-    message = fails(1, "-m", folder, "-d", bad, "-t", "vqa")
+    message = fails(1, "-m", tiny_folder, "-d", bad, "-t", "vqa")
     assert "broken.png" in message
     assert "truncated" in message
     bad.write_text("\n".join(map(json.dumps, lines)))
-    args = ("-m", folder, "-d", bad, "-t", "vqa", "--no-split", "--max-new-tokens", 4, "--skip-bad", "--json")
+    args = (
+        "-m",
+        tiny_folder,
+        "-d",
+        bad,
+        "-t",
+        "vqa",
+        "--no-split",
+        "--max-new-tokens",
+        4,
+        "--skip-bad",
+        "--json",
+    )
     code, out, err = call("eval", *args)
     assert code == 0, err
     assert (json.loads(out)["n"], json.loads(out)["skipped"]) == (1, 2)
@@ -117,9 +106,18 @@ def test_wrong_calls_are_one_line(folder, data, tmp_path):
         ("loss", {"loss", "perplexity"}),
     ],
 )
-def test_scenes_from_end_to_end(folder, tmp_path, task, names):
+def test_scenes_from_end_to_end(tiny_folder, tmp_path, task, names):
     pytest.importorskip("tensorflow_datasets", reason="pip install 'smoljax[data]'")
-    args = ("-m", folder, "-d", "tfds:scenes/tiny:test_compositional", "-t", task, "--no-split", "--json")
+    args = (
+        "-m",
+        tiny_folder,
+        "-d",
+        "tfds:scenes/tiny:test_compositional",
+        "-t",
+        task,
+        "--no-split",
+        "--json",
+    )
     options = ("--limit", 6, "--max-new-tokens", 4, "--pointing", 2, "--predictions", tmp_path / "p.jsonl")
     code, out, err = call("eval", *args, *options)
     assert code == 0, err

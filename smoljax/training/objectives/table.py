@@ -134,9 +134,7 @@ def sums(
 def _learned(objective: NextToken, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """Targets [B, T] and their weights [B, T]."""
     targets, mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))
-    weights = next_token.balanced_weights(
-        mask, batch["segment_ids"], batch["branch_ids"], objective.balance
-    )
+    weights = next_token.balanced_weights(mask, batch["segment_ids"], batch["branch_ids"], objective.balance)
     return targets, weights
 
 
