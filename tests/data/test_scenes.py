@@ -1,38 +1,27 @@
 """The scenes dataset: everything said of a picture is worked out again here from its objects and boxes."""
 
-import hashlib
 import itertools
-import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
+from scenes_solver import check_answers, matching, only, plain_objects, side
 
-from smoljax.data.scenes import CONFIGS, parse_caption, scene
+from smoljax.data.scenes import parse_caption, scene
 from smoljax.data.scenes.blind import template
 from smoljax.data.scenes.glyphs import _font, _stroke, glyph
 from smoljax.data.scenes.paint import RGB
 from smoljax.data.scenes.vocabulary import (
     CHARACTERS,
     COLOURS,
-    KINDS,
     LEXICON,
     SEEN_WORDS,
     SHAPES,
-    SIZES,
-    TEXTURES,
     UNSEEN_PAIRS,
     UNSEEN_WORDS,
 )
-from smoljax.errors import SmoljaxError, UsageError
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "scenes.json"
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+from smoljax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -43,108 +32,6 @@ def train():
 @pytest.fixture(scope="module")
 def compositional():
     return [scene("test_compositional", index) for index in range(300)]
-
-
-# An independent reader of the questions, which knows objects as (words, box) only.
-
-
-def side(one, other):
-    dx = (one["box"][0] + one["box"][2] - other["box"][0] - other["box"][2]) / 2
-    dy = (one["box"][1] + one["box"][3] - other["box"][1] - other["box"][3]) / 2
-    if abs(dx) >= 12 and abs(dx) >= 1.3 * abs(dy):
-        return "right" if dx > 0 else "left"
-    if abs(dy) >= 12 and abs(dy) >= 1.3 * abs(dx):
-        return "below" if dy > 0 else "above"
-    return "unclear"
-
-
-def matching(objects, words):
-    words = [
-        re.sub(r"^(crosse|circle|square|triangle|star|heart|diamond|ring)s$", r"\1", w) for w in words.split()
-    ]
-    words = [
-        "cross" if word == "crosse" else word for word in words if word not in ("shape", "object", "shapes")
-    ]
-    assert all(word in (*SHAPES, *COLOURS, *SIZES, *TEXTURES) for word in words), words
-    return [item for item in objects if set(words) <= set(item["words"])]
-
-
-def only(objects, phrase):
-    (found,) = matching(objects, phrase.removeprefix("the "))
-    return found
-
-
-def yes(truth):
-    return "yes" if truth else "no"
-
-
-def solve(question, objects, text):
-    def found(pattern):
-        return re.fullmatch(pattern, question)
-
-    if m := found(r"(?:Is there|Can you see) an? (.+?)(?: in the picture)?\?"):
-        return yes(matching(objects, m[1]))
-    if found(r"How many shapes are there\?|How many objects are in the picture\?"):
-        return str(len(objects))
-    if m := found(r"(?:How many|Count the) (.+?)(?: are there\?| are in the picture\?|\.)"):
-        return str(len(matching(objects, m[1])))
-    if m := (
-        found(r"What is the (colour) of (.+)\?")
-        or found(r"(?:What|Which) (colour|shape|size|texture) (?:is|does) (.+?)(?: have)?\?")
-    ):
-        return only(objects, m[2])[m[1]]
-    if m := (found(r"Is (.+) (small) or large\?") or found(r"Is (.+) (plain), striped or dotted\?")):
-        return only(objects, m[1])["size" if m[2] == "small" else "texture"]
-    if m := (
-        found(r"Do (.+) and (.+) (?:have|share) the same (.+)\?")
-        or found(r"Are (.+) and (.+) the same (.+)\?")
-    ):
-        return yes(only(objects, m[1])[m[3]] == only(objects, m[2])[m[3]])
-    if m := found(r"(?:Which|What) is (larger|smaller)(?:,|:) (.+) or (.+)\?"):
-        wanted = "large" if m[1] == "larger" else "small"
-        (answer,) = [ref for ref in (m[2], m[3]) if only(objects, ref)["size"] == wanted]
-        return answer
-    if m := found(r"Are there more (.+) than (.+)\?"):
-        one, other = len(matching(objects, m[1])), len(matching(objects, m[2]))
-        assert one != other
-        return yes(one > other)
-    if m := (found(r"Where is (.+) relative to (.+)\?")):
-        return side(only(objects, m[1]), only(objects, m[2]))
-    if m := (found(r"On which side of (.+) is (.+)\?")):
-        return side(only(objects, m[2]), only(objects, m[1]))
-    if m := found(r"(?:What|Which object) is (left|right|above|below)(?: of)? (the .+)\?"):
-        it = only(objects, m[2])
-        return [item for item in objects if item is not it and side(item, it) == m[1]]
-    if m := found(r"(?:Is|Does) (.+?)(?: lie)? (left|right|above|below)(?: of)? (.+)\?"):
-        truth = side(only(objects, m[1]), only(objects, m[3]))
-        assert truth in (m[2], OPPOSITE[m[2]])
-        return yes(truth == m[2])
-    assert found(r"(What|Which) (word|number) (is printed|can be read)\?|What is written in the picture\?"), (
-        question
-    )
-    assert ("number" in question) <= text.isdigit()
-    assert ("word" in question) <= text.isalpha()
-    return text
-
-
-def plain_objects(item):
-    keys = ("size", "texture", "colour", "shape")
-    return [
-        {**{key: getattr(t, key) for key in keys}, "words": [getattr(t, key) for key in keys], "box": t.box}
-        for t in item.layout.things
-    ]
-
-
-def check_answers(item):
-    objects = plain_objects(item)
-    for asked in item.questions:
-        answer = solve(asked.question, objects, item.layout.print.text)
-        if isinstance(answer, list):
-            assert len(answer) == 1, asked
-            assert only(objects, asked.answer) is answer[0], asked
-            continue
-        assert answer == asked.answer, (asked, objects)
-        assert asked.kind in KINDS
 
 
 def test_answers_are_true(train, compositional):
@@ -361,96 +248,3 @@ def test_unknown_split_and_config():
         scene("test", -1)
     with pytest.raises(UsageError, match="no config 'huge'"):
         open_scenes("huge")
-
-
-def text_digest():
-    digest = hashlib.sha256()
-    for split in CONFIGS["tiny"]:
-        for index in range(16):
-            item = scene(split, index)
-            said = [
-                *item.captions,
-                *item.facts,
-                *(f"{q.question} {q.answer} {q.unseen_pair}" for q in item.questions),
-            ]
-            digest.update("\n".join(said).encode())
-    return digest.hexdigest()
-
-
-def test_texts_are_those_of_version_1():
-    """Whoever changes what the data set says gives it a new version."""
-    assert text_digest() == json.loads(GOLDEN.read_text())["texts_1.0.0"]
-
-
-def files_of(folder):
-    return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.array_record*"))
-    }
-
-
-def test_builds_are_equal_byte_by_byte_and_read_back(tmp_path):
-    pytest.importorskip("tensorflow_datasets")
-    from smoljax.data.scenes import blind_baseline, open_scenes
-
-    one = open_scenes("tiny", tmp_path / "one")
-    # In another process: the order of a protocol buffer's map is one process's own.
-    code = (
-        f"from smoljax.data.scenes import open_scenes; open_scenes('tiny', {os.fspath(tmp_path / 'two')!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert len(files_of(tmp_path / "one")) == 4
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert {name: split.num_examples for name, split in one.info.splits.items()} == CONFIGS["tiny"]
-    source = one.as_data_source("test")
-    item = scene("test", 5)
-    example = source[5]
-    assert example["id"] == b"test/5"
-    np.testing.assert_array_equal(example["image"], item.paint()[0])
-    np.testing.assert_array_equal(example["cells"], item.paint()[1])
-    assert [a.decode() for a in example["questions"]["answer"]] == [q.answer for q in item.questions]
-    assert [tuple(box) for box in example["objects"]["box"]] == [t.box for t in item.layout.things]
-    # Opening again draws nothing.
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*") if path.is_file()}
-    open_scenes("tiny", tmp_path / "one")
-    assert before == {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*") if path.is_file()
-    }
-    scores = blind_baseline(one, "train", "test")
-    assert set(scores) == {*KINDS, "all"}
-    assert 0.1 < scores["all"] < 0.7
-
-
-def test_processes_give_what_one_gives(monkeypatch):
-    from smoljax.data.scenes import build
-
-    monkeypatch.setitem(build.CONFIGS, "some", {"test": 50})
-    monkeypatch.setattr(build, "_CHUNK", 8)
-    drawn = list(build.generate("some", "test", 0))
-    assert [index for index, _ in drawn] == list(range(50))
-    assert [example["id"] for _, example in drawn] == [f"test/{index}" for index in range(50)]
-    for index in (0, 7, 8, 49):
-        assert drawn[index][1]["image"] == scene("test", index).example()["image"]
-
-
-def test_a_process_that_ends_early_is_an_error(monkeypatch):
-    from smoljax.data.scenes import build
-
-    monkeypatch.setitem(build.CONFIGS, "some", {"no_such_split": 50})
-    monkeypatch.setattr(build, "_CHUNK", 8)
-    with pytest.raises(SmoljaxError, match="ended early"):
-        list(build.generate("some", "no_such_split", 0))
-
-
-def test_blind_templates():
-    assert template("Is the red circle left of the small blue square?") == (
-        "Is … left of …?",
-        ["the red circle", "the small blue square"],
-    )
-    assert template("What shape is the red object?")[0] == "What shape is …?"
-    assert template("Is there a striped red shape?")[0] == "Is there a _ _ shape?"
-    assert template("How many crosses are there?")[0] == "How many _ are there?"
-
-
-if __name__ == "__main__":
-    print(json.dumps({"texts_1.0.0": text_digest()}))
