@@ -48,9 +48,10 @@ reference: $(READY)  ## add PyTorch and transformers, which the parity suite com
 MALLOC := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 \
   MALLOC_TOP_PAD_=268435456 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
-train: $(READY)  ## train the bundled model from nothing (about 1½ hours on two cores; the same call goes on)
+train: $(READY)  ## train the bundled model from nothing (about 3 hours on two cores; the same call goes on)
 	@$(MALLOC) $(BIN)/smoljax train experiments/scenes/dense.py --workdir runs/dense
 	@$(MALLOC) $(BIN)/smoljax train experiments/scenes/nano.py --workdir runs/nano
+	@$(MALLOC) $(BIN)/smoljax train experiments/scenes/answers.py --workdir runs/answers
 	@$(BIN)/python -m experiments.scenes.publish
 
 parity: reference  ## the slow tests and the comparison with PyTorch

@@ -21,12 +21,16 @@ def smoljax(*args: str) -> tuple[dict[str, Any], float]:
     print("$ smoljax", *args, file=sys.stderr, flush=True)
     started = time.perf_counter()
     command = [sys.executable, "-m", "smoljax", *args, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
-    if done.returncode:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            out, _ = process.communicate()
+        except KeyboardInterrupt:  # the command got it too: a training run saves, and says how far it came
+            out, _ = process.communicate()
+    if process.returncode:
         raise SystemExit(
-            f"smoljax {args[0]} ended with status {done.returncode}; the same call goes on from there"
+            f"smoljax {args[0]} ended with status {process.returncode}; the same call goes on from there"
         )
-    return json.loads(done.stdout), round(time.perf_counter() - started, 1)
+    return json.loads(out), round(time.perf_counter() - started, 1)
 
 
 def trained(config: str, workdir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -40,7 +44,10 @@ def trained(config: str, workdir: Path, overrides: Sequence[str] = ()) -> dict[s
     args = ["train", config, "--workdir", _short(workdir)]
     for override in overrides:
         args += ["--set", override]
-    before = json.loads(told.read_text()) if told.exists() else {"seconds": 0.0, "calls": 0}
+    before = {"seconds": 0.0, "calls": 0}
+    if told.exists():
+        before = json.loads(told.read_text())
+        _check_command(told, before, args)
     if before.get("finished") and (workdir / "model").is_dir():
         return before
     found, seconds = smoljax(*args)
@@ -62,15 +69,27 @@ def trained(config: str, workdir: Path, overrides: Sequence[str] = ()) -> dict[s
 def evaluated(model: str, data: str, task: str, folder: Path, *args: str) -> dict[str, Any]:
     """`smoljax eval` into `folder/TASK.json` and, sample by sample, `folder/TASK.jsonl`, unless both are there."""
     told = folder / f"{task}.json"
-    if told.exists():
-        return json.loads(told.read_text())
-    folder.mkdir(parents=True, exist_ok=True)
     predictions = told.with_suffix(".jsonl")
     command = ["eval", "-m", model, "-d", data, "-t", task, *args]
+    if told.exists() and predictions.exists():
+        before = json.loads(told.read_text())
+        _check_command(told, before, command)
+        return before
+    folder.mkdir(parents=True, exist_ok=True)
     found, _ = smoljax(*command, "--predictions", str(predictions))
     found = {"command": " ".join(["smoljax", *command]), **found}
     write_json(told, found)
     return found
+
+
+def _check_command(told: Path, before: dict[str, Any], args: Sequence[str]) -> None:
+    """Refuses what another command left behind."""
+    command = " ".join(["smoljax", *args])
+    if before["command"] != command:
+        raise SystemExit(
+            f"{told} was made by another command:\n  {before['command']}\nand now it would be\n  {command}\n"
+            "take another --workdir, or remove the folder"
+        )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,8 @@ from smoljax.vlm import VLM
 MODEL = "smolvlm-nano"
 FOLDER = Path("runs/first_run")
 GALLERY = 24
+# Numbers behind the splits' own 2,000: nobody has seen these pictures. The gallery's lie before the chosen one's.
+OTHERS, CHOSEN = 3000, 4000
 KINDS = ("existence", "count", "colour", "shape", "texture", "relation", "relation", "reading")
 
 console = Console(highlight=False)
@@ -106,7 +108,7 @@ def overlap(one: tuple[float, ...], other: np.ndarray) -> float:
 
 def find(vlm: VLM, found: Scene, picture: Image.Image) -> Path:
     """Which of some pictures fits the sentence that was written for this one?"""
-    others = [scene("test", 5000 + index) for index in range(GALLERY - 1)]
+    others = [scene("test", OTHERS + index) for index in range(GALLERY - 1)]
     pictures = [picture, *(picture_of(other) for other in others)]
     order = np.random.default_rng(0).permutation(GALLERY)
     images = embed_images(vlm, [pictures[index] for index in order])
@@ -140,10 +142,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another number, another picture")
     parser.add_argument("--model", default=MODEL, help="a model trained on scenes")
     options = parser.parse_args()
+    if options.seed < 0:
+        parser.error("--seed must be at least 0")
     started = time.perf_counter()
     enable_compilation_cache()
     vlm = load(options.model)
-    found = choose(4000 + 100 * options.seed)  # beyond the data set's splits: nobody has seen these
+    found = choose(CHOSEN + 100 * options.seed)
     picture = picture_of(found)
     FOLDER.mkdir(parents=True, exist_ok=True)
     picture.resize((384, 384), Image.Resampling.LANCZOS).save(FOLDER / "picture.png")

@@ -27,7 +27,7 @@
 #
 # It needs no network and no accelerator. It teaches a **very** small model 64 pictures, so expect a model that
 # gets to know these and nothing else; the last part measures just that. The same code with more pictures, more
-# width and an hour of time gives a model that sees: `experiments/scenes/`.
+# width and three hours of time gives a model that sees: `experiments/scenes/`.
 
 # %%
 import dataclasses

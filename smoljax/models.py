@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 
 from smoljax import hub
-from smoljax.config import PositionIds
+from smoljax.config import PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
@@ -112,7 +112,7 @@ def load(
     kind = kind_of(path)
     later = background and kind == "native"
     checkpoint = open_checkpoint(path) if later else read()
-    processor = _processor(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
+    processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
     if position_ids is not None and config.vision is not None:
         config = dataclasses.replace(
@@ -147,16 +147,21 @@ def load_processor(model: str | Path) -> Processor:
     path = resolve(model)
     if kind_of(path) == "hf":  # only the processor's files need be there
         return Processor.from_folder(path)
-    return _processor(open_checkpoint(path, resolve=resolve), path)
+    return processor_of(open_checkpoint(path, resolve=resolve), path)
 
 
-def _processor(checkpoint: Checkpoint, path: Path) -> Processor:
-    """The checkpoint's processor, known to fit its model."""
-    config = checkpoint.config
+def processor_of(checkpoint: Checkpoint, path: Path) -> Processor:
+    """The processor in the files of a checkpoint, known to fit its model; SmoljaxError where it does not."""
     try:
-        processor = Processor.from_files(checkpoint.files, vision=config.vision is not None)
+        processor = Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
     except SmoljaxError as error:
         raise type(error)(f"{path}: {error}") from error
+    check_processor(checkpoint.config, processor, path)
+    return processor
+
+
+def check_processor(config: SmolVLMConfig, processor: Processor, path: str | Path) -> None:
+    """SmoljaxError, naming `path`, for a processor that is not this architecture's."""
     facts = [("tokens in tokenizer.json", len(processor.tokenizer), config.text.vocab_size)]
     wrong = [facts[0]] if len(processor.tokenizer) > config.text.vocab_size else []
     if config.vision is not None and processor.config.image is not None:
@@ -177,7 +182,6 @@ def _processor(checkpoint: Checkpoint, path: Path) -> Processor:
     if wrong:
         listed = "; ".join(f"{name}: {have}, the model has {need}" for name, have, need in wrong)
         raise SmoljaxError(f"{path}: the processor's files are another model's: {listed}")
-    return processor
 
 
 def enable_compilation_cache() -> Path | None:

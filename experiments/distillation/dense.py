@@ -2,7 +2,7 @@
 
     smoljax train experiments/distillation/dense.py --workdir runs/distillation/seed0/dense --set seed=0
 
-The stage of the bundled model (experiments/scenes/dense.py), shorter, for a model of 2.1 M parameters.
+The stage of the bundled model (experiments/scenes/dense.py), shorter, for a model of 2.0 M parameters.
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
     smoljax train experiments/scenes/dense.py
 
-A few minutes on two cores. Without it the whole model is stuck for a long time on what a patch shows.
+A quarter of an hour on two cores. Without it the whole model is stuck for a long time on what a patch shows.
 """
 
 from pathlib import Path

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -197,5 +198,13 @@ def note(message: str) -> None:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """Exactly one JSON object on standard output."""
-    print(json.dumps(result, ensure_ascii=False))
+    """Exactly one JSON object on standard output; null for what is no finite number."""
+    print(json.dumps(_finite(result), ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

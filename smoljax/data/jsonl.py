@@ -48,19 +48,27 @@ class JsonLines:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
+    def where(self, index: int) -> str:
+        """FILE:LINE of a record."""
+        return f"{self.path}:{self._numbers[index]}"
+
     def example(self, index: int) -> dict[str, Any]:
         """One line as a dict, with "where" ("FILE:LINE") and "folder" (what its paths start from) added.
 
         Raises:
           SmoljaxError: the line is not a JSON object.
         """
-        where = f"{self.path}:{self._numbers[index]}"
+        where = self.where(index)
         start, end = int(self._starts[index]), int(self._ends[index])
         data = os.pread(self._descriptor, end - start, start)  # safe from several threads at once
         try:
             found = json.loads(data)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise SmoljaxError(f"{where}: not a line of JSON ({error})") from error
+        except UnicodeDecodeError as error:
+            raise SmoljaxError(f"{where}: not UTF-8") from error
+        except json.JSONDecodeError as error:
+            raise SmoljaxError(
+                f"{where}: not a line of JSON ({error.msg} at character {error.pos})"
+            ) from error
         if not isinstance(found, dict):
             raise SmoljaxError(f"{where}: a JSON object is wanted, not {type(found).__name__}")
         return {**found, "where": where, "folder": self.path.parent}

@@ -138,7 +138,8 @@ def batch_arrays(rows: Sequence[Sequence[Example]], shape: RowShape) -> Batch:
       input_ids [B, T] int32; loss_mask [B, T] bool; segment_ids [B, T] int32, 1, 2, … and 0 on padding;
       branch_ids [B, T] int32; positions [B, T] int32; pixel_values [B, I, 3, h, w] float32; tile_mask [B, I]
       bool; pair_image, pair_text [B, M] int32, places in the row, -1 = no pair; patches {name: [B, I, P]
-      int32}, {} without dense labels. A text-only model's batches have no pixel_values and tile_mask.
+      int32, −1 on padding tiles and pictures without labels}, {} without dense labels. A text-only model's
+      batches have no pixel_values and tile_mask.
     """
     count = len(rows)
     tokens, tiles, size = shape.tokens, shape.tiles, shape.tile_size
@@ -154,7 +155,7 @@ def batch_arrays(rows: Sequence[Sequence[Example]], shape: RowShape) -> Batch:
     if size:
         batch["pixel_values"] = np.zeros((count, tiles, 3, size, size), np.float32)
         batch["tile_mask"] = np.zeros((count, tiles), bool)
-    labels = {name: np.zeros((count, tiles, patches), np.int32) for name, patches in shape.patches.items()}
+    labels = {name: np.full((count, tiles, patches), -1, np.int32) for name, patches in shape.patches.items()}
     for number, row in enumerate(rows):
         _fill(
             {name: array[number] for name, array in batch.items()},

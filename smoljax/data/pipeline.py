@@ -1,6 +1,7 @@
 """Sources → an endless stream of batches that can stop and go on exactly where it was. Built on Grain."""
 
 import functools
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ def pipeline(
       shard_index, shard_count: this host's number and how many there are.
 
     Raises:
-      UsageError: batch_size is not a multiple of shard_count; a source has fewer records than there are hosts.
+      UsageError: batch_size is not a multiple of shard_count.
       SmoljaxError: Grain is not installed; a record cannot be used (with `on_error="raise"`).
     """
     if seed < 0:
@@ -109,8 +110,14 @@ def pipeline(
         "max_tiles": config.max_tiles,
         "pairs": config.pairs,
         "packing_window": config.packing_window,
+        "loss_on": config.loss_on,
+        "longest_edge": config.longest_edge,
+        "split": config.split,
+        "fit": config.fit,
+        "on_error": config.on_error,
     }
-    batches = _Batches(stream, shape, config, config.batch_size // shard_count, sum(map(len, sources)))
+    patience = _longest_wait([len(source) for source in sources], made_for["weights"])
+    batches = _Batches(stream, shape, config, config.batch_size // shard_count, patience)
     return BatchIterator(batches, sources, config, made_for)
 
 
@@ -148,7 +155,8 @@ class BatchIterator:
         """Goes on right after the batch that was the last one when `get_state` was called.
 
         Raises:
-          SmoljaxError: the state is of other data or settings, which would give another stream.
+          SmoljaxError: the state is of other data, sizes, seed or settings of the config. (What a mapping or its
+            options change is not seen here; `smoljax train` compares those too.)
         """
         if state.get("version") != _VERSION:
             raise SmoljaxError(
@@ -174,8 +182,7 @@ class BatchIterator:
 
     def skipped(self) -> dict[str, dict[str, int]]:
         """How many records were left out so far: source → reason → count (made ahead ones included)."""
-        reasons = count_reasons({source.name: source for source in self.sources})
-        return {name: dict(counter) for name, counter in reasons.items()}
+        return {name: dict(counter) for name, counter in count_reasons(self.sources).items()}
 
     def close(self) -> None:
         """Ends the threads."""
@@ -196,14 +203,14 @@ def _nothing() -> None:
 class _Batches:
     """Rows gathered to batches: an iterator with a state, as Grain's prefetching takes it."""
 
-    def __init__(self, stream: Any, shape: RowShape, config: DataConfig, rows: int, records: int) -> None:
+    def __init__(self, stream: Any, shape: RowShape, config: DataConfig, rows: int, patience: int) -> None:
         import grain
 
         self._stream = stream
         self._shape = shape
         self._config = config
         self._rows = rows
-        self._records = records
+        self._patience = patience
         self._packer = Packer(shape, config.packing_window)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=4 * config.threads)
         self._found = iter(stream.to_iter_dataset(options, allow_nones=True))
@@ -222,11 +229,11 @@ class _Batches:
         return batch_arrays(rows, self._shape)
 
     def _next_example(self) -> tuple[int, Example]:
-        for _ in range(self._records):
+        for _ in range(self._patience):
             if (found := next(self._found)) is not None:
                 return found
         raise SmoljaxError(
-            f"not one of {self._records} records in turn could be used; run with on_error raise to see why"
+            f"not one of {self._patience} records in turn could be used; run with on_error raise to see why"
         )
 
     def get_state(self) -> State:
@@ -255,6 +262,17 @@ class _Batches:
 
     def close(self) -> None:
         self._found.close()
+
+
+def _longest_wait(lengths: Sequence[int], weights: Sequence[float]) -> int:
+    """Places of the mixed stream in which every record of every source comes at least once.
+
+    Two epochs of a source hold each of its records wherever one begins to look.
+    """
+    total = sum(weights)
+    return max(math.ceil(2 * n * total / weight) for n, weight in zip(lengths, weights, strict=True)) + len(
+        lengths
+    )
 
 
 def _stream(
@@ -335,7 +353,7 @@ class _Loader:
                 raise SmoljaxError(f"record {record.id}: {error}") from error
         except SmoljaxError as error:
             if config.on_error == "raise":
-                raise type(error)(f"{self._source.name}, {error}") from error
+                raise type(error)(f"{self._source.where(index)}, {error}") from error
             self._source.skip(index, str(error))
             return None
         return example

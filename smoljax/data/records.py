@@ -14,7 +14,9 @@ import numpy as np
 from smoljax.errors import SmoljaxError
 from smoljax.processing.chat import Message
 from smoljax.processing.images import ImageInput
+from smoljax.processing.tokenizer import IMAGE_TOKEN
 
+_NO_MARK = 'which stand for a picture; write them otherwise, or give the picture as {"type": "image"}'
 ROLES = ("system", "user", "assistant")
 
 
@@ -58,7 +60,7 @@ class Record:
 
 
 class Source(Protocol):
-    """Records by number. `SourceBase` implements what is common to all of them."""
+    """Records by number. `smoljax.data.sources.MappedSource` implements it over any kind of examples."""
 
     @property
     def name(self) -> str:
@@ -71,6 +73,10 @@ class Source(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+    def where(self, index: int) -> str:
+        """Where a record stands, for messages: FILE:LINE, or NAME[NUMBER]."""
+        ...
 
     def __getitem__(self, index: int) -> Record: ...
 
@@ -104,6 +110,8 @@ def check_conversation(messages: Sequence[Any], pictures: int, where: str) -> No
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise SmoljaxError(f"{where}: message {number} is not an object with 'role' and 'content'")
+        if any(IMAGE_TOKEN in text for text in _texts(message.get("content"))):
+            raise SmoljaxError(f"{where}: message {number} has the characters {IMAGE_TOKEN}, {_NO_MARK}")
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
             raise SmoljaxError(f"{where}: message {number} has the role {role!r}; known: {', '.join(ROLES)}")
@@ -127,3 +135,16 @@ def check_conversation(messages: Sequence[Any], pictures: int, where: str) -> No
             f"{where}: {places} place{'s' * (places != 1)} for {pictures} picture{'s' * (pictures != 1)}; "
             'put one {"type": "image"} item for each'
         )
+
+
+def check_caption(caption: str | None, where: str) -> None:
+    """SmoljaxError, beginning with `where`, for a caption that cannot stand alone."""
+    if caption is not None and IMAGE_TOKEN in caption:
+        raise SmoljaxError(f"{where}: the caption has the characters {IMAGE_TOKEN}, {_NO_MARK}")
+
+
+def _texts(content: Any) -> list[str]:
+    """A message's own words, whatever its form."""
+    items = [content] if isinstance(content, str) else content if isinstance(content, Sequence) else []
+    found = [item.get("text") if isinstance(item, Mapping) else item for item in items]
+    return [text for text in found if isinstance(text, str)]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from smoljax.data.config import OnError, check_choice
 from smoljax.data.mappings import RecordMapping, find_mapping
-from smoljax.data.records import Record, Source, check_conversation
+from smoljax.data.records import Record, Source, check_caption, check_conversation
 from smoljax.errors import SmoljaxError, UsageError
 
 
@@ -31,6 +31,7 @@ class MappedSource:
         *,
         seed: int = 0,
         on_error: OnError = "raise",
+        where: Callable[[int], str] | None = None,
     ) -> None:
         """Wraps examples.
 
@@ -41,6 +42,7 @@ class MappedSource:
           mapping: from an example and a generator to a record (`smoljax.data.mappings.find_mapping`).
           seed: of the draws.
           on_error: "raise", or "skip": such records are None in `read`.
+          where: a record's place, for messages; by default NAME[NUMBER].
         """
         check_choice("on_error", on_error, OnError)
         if length < 1:
@@ -52,9 +54,14 @@ class MappedSource:
         self._mapping = mapping
         self._seed = seed
         self._on_error = on_error
+        self._where = where
 
     def __len__(self) -> int:
         return self._length
+
+    def where(self, index: int) -> str:
+        """Where a record stands, for messages."""
+        return f"{self.name}[{index}]" if self._where is None else self._where(index)
 
     def __getitem__(self, index: int) -> Record:
         """The record as it is in epoch 0; SmoljaxError, whatever `on_error` says, if it cannot be used."""
@@ -86,16 +93,18 @@ class MappedSource:
         try:
             record = self._mapping(example, rng)
         except SmoljaxError as error:
-            if str(error).startswith(self.name):  # it says where already
+            if str(error).startswith(self.where(index)):
                 raise
-            raise type(error)(f"{self.name}, record {index}: {error}") from error
+            raise type(error)(f"{self.where(index)}: {error}") from error
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise SmoljaxError(
-                f"{self.name}, record {index}: the mapping failed ({type(error).__name__}: {error}); "
+                f"{self.where(index)}: the mapping failed ({type(error).__name__}: {error}); "
                 "is it the right one for this data set?"
             ) from error
+        place = f"{self.where(index)} (record {record.id})"
         for talk in record.conversations:
-            check_conversation(talk, len(record.images), f"{self.name}, record {record.id}")
+            check_conversation(talk, len(record.images), place)
+        check_caption(record.caption, place)
         return record
 
 
@@ -124,6 +133,7 @@ def open_source(
       UsageError: neither form, an unknown mapping or option.
       SmoljaxError: the data is missing or broken.
     """
+    where = None
     if data.startswith("tfds:"):
         from smoljax.data.tfds import open_tfds
 
@@ -134,19 +144,18 @@ def open_source(
         lines = JsonLines(data)
         name, length, example = "jsonl", len(lines), lines.example
         mapping = jsonl_record if mapping is None else mapping
-        data = str(lines.path)
+        data, where = str(lines.path), lines.where
     else:
         raise UsageError(f"{data}: not a data set; give tfds:NAME[/CONFIG][:SPLIT] or a .jsonl file")
     function = find_mapping(mapping, name, options)
-    return MappedSource(data, length, example, function, seed=seed, on_error=on_error)
+    return MappedSource(data, length, example, function, seed=seed, on_error=on_error, where=where)
 
 
-def count_reasons(sources: Mapping[str, Source]) -> dict[str, Counter[str]]:
-    """How many records each source left out, by the reason: its last part, numbers written as #."""
-    return {
-        name: Counter(
-            re.sub(r"\d+", "#", re.split(r"(?<![\"']): ", why)[-1]) for why in source.skipped.values()
-        )
-        for name, source in sources.items()
-        if source.skipped
-    }
+def count_reasons(sources: Iterable[Source]) -> dict[str, Counter[str]]:
+    """How many records were left out, by source and reason: an error's last part, numbers written as #."""
+    found: dict[str, Counter[str]] = {}
+    for source in sources:
+        for why in list(source.skipped.values()):  # a copy: threads may be adding
+            reason = re.sub(r"\d+", "#", re.split(r"(?<![\"']): ", why)[-1])
+            found.setdefault(source.name, Counter())[reason] += 1
+    return found

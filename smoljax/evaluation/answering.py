@@ -7,7 +7,7 @@ from their picture's keys and values. An answer is the one that `VLM.generate` g
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,8 +96,14 @@ class Answerer:
         text = config.text
         self._token_bytes = 2 * text.num_layers * text.num_kv_heads * text.head_dim * width
 
-    def answers(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[Generation]]]:
+    def answers(
+        self, items: Iterable[Item], unfit: Callable[[SmoljaxError], None] | None = None
+    ) -> Iterator[tuple[Item, list[Generation]]]:
         """Every item with one answer a question, in order.
+
+        Args:
+          items: one is taken at a time.
+          unfit: told of the error of the item taken last, which is then left out; None raises it.
 
         Raises:
           UsageError: a prompt is longer than the model's positions, or pictures are given to a text-only model.
@@ -106,7 +112,13 @@ class Answerer:
         chunk: list[Item] = []
         trunks: list[_Trunk] = []
         for item in items:
-            found = self._trunks(item, len(chunk))
+            try:
+                found = self._trunks(item, len(chunk))
+            except SmoljaxError as error:
+                if unfit is None:
+                    raise
+                unfit(error)
+                continue
             longest = max((len(trunk.ids) for trunk in (*trunks, *found)), default=0)
             if chunk and len(trunks) + len(found) > self._fit(longest):
                 yield from self._run(chunk, trunks)

@@ -156,12 +156,12 @@ def vqa_item(record: Record, kinds: Collection[str] = (), split_by: str = "kind"
       split_by: the key of `meta` that names a question's kind (its plural one a conversation, else one for all).
     """
     questions = []
-    named = _each(record, split_by)
+    told, named = _each(record, "kind"), _each(record, split_by)
     unseen = _each(record, "unseen_pair")
     last = len(record.conversations) - 1
     for number, talk in enumerate(record.conversations):
         kind = "" if named[number] is None else str(named[number])
-        if kind in (_CAPTION, _LOCATE) or (kinds and kind not in kinds):
+        if told[number] in (_CAPTION, _LOCATE) or (kinds and kind not in kinds):
             continue
         before, answer = _cut(talk, record.id)
         accepted = record.answers if record.answers and number == last else (answer,)

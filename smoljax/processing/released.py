@@ -72,13 +72,23 @@ def processor_files(
         longest_edge=longest_edge,
         image_seq_len=image_seq_len,
         video=video,
+        bos_id=0,  # as released, though bos_token is number 1
     )
 
 
 def with_settings(
-    tokenizer_json: bytes, *, tile_size: int, longest_edge: int, image_seq_len: int, video: bool
+    tokenizer_json: bytes,
+    *,
+    tile_size: int,
+    longest_edge: int,
+    image_seq_len: int,
+    video: bool,
+    bos_id: int | None = None,
 ) -> dict[str, bytes]:
-    """A tokenizer that has SmolVLM's special tokens, and the files beside it; arguments as for `processor_files`."""
+    """A tokenizer that has SmolVLM's special tokens, and the files beside it.
+
+    Arguments as for `processor_files`; `bos_id` goes into generation_config.json, by default that of bos_token.
+    """
     tokenizer = Tokenizer.from_buffer(tokenizer_json)
     family = "SmolVLM" if video else "Idefics3"
     image: dict[str, object] = {
@@ -110,7 +120,7 @@ def with_settings(
         "processor_config.json": {"image_seq_len": image_seq_len, "processor_class": f"{family}Processor"},
         "chat_template.json": {"chat_template": CHAT_TEMPLATE},
         "generation_config.json": {
-            "bos_token_id": 0,
+            "bos_token_id": tokenizer.token_to_id(IM_START) if bos_id is None else bos_id,
             "eos_token_id": tokenizer.token_to_id(END_OF_UTTERANCE),
             "pad_token_id": tokenizer.token_to_id(IM_END),
         },

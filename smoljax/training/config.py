@@ -9,6 +9,7 @@ from smoljax.errors import UsageError
 
 OptimizerName = Literal["adamw", "muon"]
 Decay = Literal["cosine", "wsd", "linear", "constant"]
+ContrastiveKind = Literal["sigmoid", "infonce"]
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class OptimizerConfig:
         """Raises UsageError for a value outside its range."""
         _one_of("optimizer.name", self.name, OptimizerName)
         _one_of("optimizer.decay", self.decay, Decay)
-        if self.accumulate < 1:
-            raise UsageError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1")
+        _at_least(1, **{"optimizer.accumulate": self.accumulate})
+        _at_least(0, **{"optimizer.warmup_steps": self.warmup_steps, "optimizer.clip": self.clip})
         if not 0 <= self.ema < 1:
             raise UsageError(f"optimizer.ema is {self.ema}; it must be in [0, 1)")
 
@@ -124,6 +125,10 @@ class NextToken:
     balance: float = 0.0
     name = "next_token"
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        _at_least(1, **{"next_token.chunk": self.chunk})
+
 
 @dataclass(frozen=True)
 class Contrastive:
@@ -137,10 +142,14 @@ class Contrastive:
     """
 
     weight: float = 1.0
-    kind: Literal["sigmoid", "infonce"] = "sigmoid"
+    kind: ContrastiveKind = "sigmoid"
     scale: float = 10.0
     bias: float = -10.0
     name = "contrastive"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown kind."""
+        _one_of("contrastive.kind", self.kind, ContrastiveKind)
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,12 @@ class Distill:
     chunk: int = 1024
     name = "distill"
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        _at_least(1, **{"distill.chunk": self.chunk})
+        if not self.temperature > 0:
+            raise UsageError(f"distill.temperature is {self.temperature}; it must be above 0")
+
 
 Objective = NextToken | Contrastive | Dense | Distill
 
@@ -220,6 +235,11 @@ class CheckpointConfig:
     every: int = 500
     keep_last: int = 2
     keep_best: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        _at_least(1, **{"checkpoint.every": self.every, "checkpoint.keep_last": self.keep_last})
+        _at_least(0, **{"checkpoint.keep_best": self.keep_best})
 
 
 @dataclass(frozen=True)
@@ -278,13 +298,25 @@ class TrainConfig:
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise UsageError(f"objectives: {', '.join(names)}: each kind may stand once")
-        if self.steps < 1:
-            raise UsageError(f"steps is {self.steps}; it must be at least 1")
+        _at_least(
+            1,
+            steps=self.steps,
+            validate_every=self.validate_every,
+            validation_batches=self.validation_batches,
+            log_every=self.log_every,
+        )
+        _at_least(0, noise=self.noise)
         if self.data.batch_size % self.optimizer.accumulate:
             raise UsageError(
                 f"data.batch_size {self.data.batch_size} is no multiple of optimizer.accumulate "
                 f"{self.optimizer.accumulate}"
             )
+
+
+def _at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise UsageError(f"{name} is {value}; it must be at least {least}")
 
 
 def _one_of(name: str, value: str, kind: object) -> None:

@@ -1,6 +1,5 @@
 """Config files: Python that builds a `TrainConfig`, overrides from the command line, and the resolved copy."""
 
-import ast
 import dataclasses
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any
 
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.training.config import TrainConfig
+from smoljax.training.overrides import override
 
 RESOLVED = "config.json"
 # What may differ when a run goes on: none of these changes a number that the run computes.
@@ -33,8 +33,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Args:
       path: a Python file that defines `config = TrainConfig(…)`, or a function `config()` that returns one. It may
         import what lies in the current folder.
-      overrides: "key=value" with dotted keys; an element of a tuple by its number, an objective also by its
-        name: "optimizer.lr=3e-4", "data.sources.0.weight=2", "objectives.contrastive.weight=0.5".
+      overrides: of `smoljax.training.overrides.override`: "optimizer.lr=3e-4", "data.sources.0.weight=2",
+        "objectives.contrastive.weight=0.5".
 
     Raises:
       UsageError: no such file, no config in it, a key or value that does not fit.
@@ -53,58 +53,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     config = found() if callable(found) else found
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{file}: must define `config`, a smoljax.training.config.TrainConfig")
-    for item in overrides:
-        config = override(config, item)
-    return config
-
-
-def override(config: TrainConfig, item: str) -> TrainConfig:
-    """The config with one "key=value" put in, as `read_config` takes them."""
-    key, equals, text = item.partition("=")
-    if not equals:
-        raise UsageError(f"--set {item}: must read key=value")
-    return _replace(config, key.strip().split("."), text.strip(), key.strip())
-
-
-def _replace(node: Any, keys: list[str], text: str, whole: str) -> Any:
-    if not keys:
-        return _parse(node, text, whole)
-    key, rest = keys[0], keys[1:]
-    if isinstance(node, tuple):
-        names = [str(getattr(item, "name", index)) for index, item in enumerate(node)]
-        where = names.index(key) if key in names else int(key) if key.isdigit() else -1
-        if not 0 <= where < len(node):
-            raise UsageError(f"--set {whole}: {key!r} is none of {', '.join(names)}")
-        return (*node[:where], _replace(node[where], rest, text, whole), *node[where + 1 :])
-    if isinstance(node, Mapping):
-        value = _replace(node[key], rest, text, whole) if key in node else _literal(text)
-        return {**node, key: value}
-    if not dataclasses.is_dataclass(node) or isinstance(node, type):
-        raise UsageError(f"--set {whole}: there is nothing under a value of {node!r}")
-    fields = [item.name for item in dataclasses.fields(node)]
-    if key not in fields:
-        raise UsageError(f"--set {whole}: no key {key!r}; there are {', '.join(fields)}")
-    return dataclasses.replace(node, **{key: _replace(getattr(node, key), rest, text, whole)})
-
-
-def _parse(old: Any, text: str, whole: str) -> Any:
-    value = _literal(text)
-    if isinstance(old, bool) and not isinstance(value, bool):
-        value = {"true": True, "false": False}.get(text.lower(), value)
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(old, int) and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if old is not None and value is not None and type(old) is not type(value):
-        raise UsageError(f"--set {whole}={text}: must be {type(old).__name__}, as {old!r} is")
-    return value
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return override(config, overrides)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run leaves to read: `metrics.jsonl`, TensorBoard events, and a progress bar."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -27,8 +28,7 @@ class MetricsFile:
         if not write:
             return
         if self.path.exists():
-            lines = [_read_line(line) for line in self.path.read_text().splitlines()]
-            kept = [line for line in lines if line is not None and line["step"] <= step]
+            kept = [line for line in _lines(self.path) if line["step"] <= step]
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a")
         self._board = _board(workdir / "tensorboard", step)
@@ -51,13 +51,24 @@ class MetricsFile:
             self._board.close()
 
 
-def _read_line(line: str) -> dict[str, Any] | None:
-    """One line of metrics.jsonl, None where it was cut off by a kill."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None
+def last_logged(workdir: Path, name: str) -> float:
+    """A value of the last training line of a run's metrics; NaN where there is none."""
+    path = workdir / METRICS
+    found = [line[name] for line in _lines(path) if line["kind"] == "train"] if path.exists() else []
+    return found[-1] if found else math.nan
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without one that was cut off by a kill."""
+    found = []
+    for line in path.read_text().splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
 def _board(folder: Path, step: int) -> Any:

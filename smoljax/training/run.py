@@ -24,14 +24,15 @@ from smoljax.training.checkpoints import Checkpoints
 from smoljax.training.config import TrainConfig
 from smoljax.training.config_file import check_same, write_resolved
 from smoljax.training.flops import matmul_peak, train_flops
-from smoljax.training.logs import Bar, MetricsFile
-from smoljax.training.objectives.table import needs_decoder
+from smoljax.training.logs import Bar, MetricsFile, last_logged
+from smoljax.training.objectives.table import PAIRS, needs_decoder
 from smoljax.training.optimizer import schedule
 from smoljax.training.setup import Start, export_params, make_state, open_model, open_teacher, replicated
 from smoljax.training.sharding import batch_sharding, make_mesh, place_batch
 from smoljax.training.step import TrainState, make_step, make_validation
 
 MODEL = "model"
+NO_PAIRS = 20  # batches without a contrastive pair that stop a run which wants them
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Result:
 
     Attributes:
       step: steps done in all.
-      loss: of the last of them; NaN where none was done.
+      loss: of the last of them that was logged; NaN where none was.
       workdir: of the run.
       finished: False where it was stopped before its last step.
       model: the exported model, None where the run has not finished.
@@ -157,7 +158,7 @@ class _Run:
         """Steps until the end, a signal, or a loss that cannot be trusted."""
         config, done = self.config, int(self.state.step)
         last = min(config.steps, stop_after or config.steps)
-        values: dict[str, float] = {"loss": math.nan}
+        values: dict[str, float] = {"loss": last_logged(self.workdir, "loss")}
         meter = Meter(config, self.start)
         metrics = MetricsFile(self.workdir, done, write=jax.process_index() == 0)
         with _stop_signals() as stopped, Bar(config.name, config.steps, done, self.show) as bar:
@@ -248,6 +249,7 @@ class _Run:
         """Checkpoints state and data position; the copy to the host happens here, the writing behind."""
         position = self.data.get_state()
         self.checkpoints.save(step, self.state, position, self.last_validation)
+        self.last_validation = None  # it is this step's, and no later one's
 
     def export(self) -> Path:
         """Writes `workdir/model`, a native checkpoint that every command takes."""
@@ -271,11 +273,19 @@ class Guard:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config.guard
         self._mean: float | None = None
-        self._high = 0
+        self._high = self._checked = 0
+        self._pairs = 0.0
 
     def check(self, step: int, values: Mapping[str, float]) -> None:
         """Takes a step's measures; raises SmoljaxError where the run must stop."""
         loss, norm = values["loss"], values["grad_norm"]
+        self._pairs = max(self._pairs, values.get(PAIRS, 1.0))
+        self._checked += 1
+        if not self._pairs and self._checked == NO_PAIRS:
+            raise SmoljaxError(
+                f"the contrastive objective met no pair in {NO_PAIRS} batches; give a source the option "
+                '"contrastive": True, or leave the objective out'
+            )
         advice = "the last checkpoint is intact; try a lower learning rate, or look at the data of this step"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise SmoljaxError(f"step {step}: loss {loss}, gradient norm {norm}: not a number; {advice}")
@@ -310,9 +320,10 @@ class Meter:
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Counts this host's batch."""
         rows, tokens = batch["input_ids"].shape
-        tiles = batch["pixel_values"].shape[1]
+        real = batch.get("tile_mask", np.zeros((rows, 0), bool))  # a text-only model's batches have none
+        tiles = real.shape[1]
         self._tokens += int((batch["segment_ids"] > 0).sum())
-        self._images += int(batch["tile_mask"].sum())
+        self._images += int(real.sum())
         decoder = needs_decoder(self._config.objectives)
         self._flops += train_flops(self._model, rows, tokens, tiles, decoder)
 

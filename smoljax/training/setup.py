@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from smoljax.config import SmolVLMConfig
 from smoljax.convert.convert import load_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
-from smoljax.models import resolve
+from smoljax.models import check_processor, processor_of, resolve
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.processing.processor import Processor
@@ -46,21 +46,21 @@ def open_model(model: ModelConfig, *, weights: bool = True) -> Start:
       weights: False leaves a checkpoint's weights unread (a run that resumes has its own).
 
     Raises:
-      UsageError: no such model; a vocabulary larger than the architecture's.
-      SmoljaxError: a checkpoint or a processor that is broken, or without a tokenizer.
+      UsageError: no such model.
+      SmoljaxError: a checkpoint or a processor that is broken, without a tokenizer, or another architecture's.
     """
     compute = {"dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
     if model.start is None:
         assert model.architecture is not None
         assert model.processor is not None
         processor = Processor.from_folder(model.processor)
-        _check_fit(model.architecture, processor, model.processor)
+        check_processor(model.architecture, processor, model.processor)
         return Start(model.architecture.with_compute(**compute), processor, None)
     path = resolve(model.start)
     checkpoint = load_checkpoint(path, "float32", resolve=resolve)
     if "tokenizer.json" not in checkpoint.files:
         raise SmoljaxError(f"{model.start}: has no tokenizer.json, which training needs; copy it there")
-    processor = Processor.from_files(checkpoint.files, vision=checkpoint.config.vision is not None)
+    processor = processor_of(checkpoint, path)
     params = None
     if weights:
         params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
@@ -85,6 +85,8 @@ def open_teacher(config: TrainConfig, student: Start) -> tuple[SmolVLMConfig, An
     same = ours["tokenizer.json"] == theirs["tokenizer.json"]
     if not same or student.config.image_seq_len != teacher.config.image_seq_len:
         raise UsageError(f"teacher {name}: needs the student's tokenizer.json and image tokens a tile")
+    if student.processor.config.image != teacher.processor.config.image:
+        raise UsageError(f"teacher {name}: needs the student's picture settings (preprocessor_config.json)")
     if student.config.text.vocab_size != teacher.config.text.vocab_size:
         raise UsageError(
             f"teacher {name}: its vocabulary is {teacher.config.text.vocab_size}, not the student's"
@@ -133,23 +135,6 @@ def make_state(
 def replicated(mesh: Mesh, tree: Any) -> Any:
     """Arrays repeated on every device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def _check_fit(config: SmolVLMConfig, processor: Processor, folder: str) -> None:
-    facts: list[tuple[str, Any, Any]] = []
-    if len(processor.tokenizer) > config.text.vocab_size:
-        facts.append(("tokens", len(processor.tokenizer), config.text.vocab_size))
-    if config.vision is not None:
-        image = processor.config.image
-        tile = None if image is None else image.tile_size
-        facts += [
-            ("pixels a tile", tile, config.vision.image_size),
-            ("image tokens a tile", processor.config.image_seq_len, config.image_seq_len),
-            ("the id of <image>", processor.tokenizer.image_id, config.image_token_id),
-        ]
-    wrong = [f"{name}: {have}, the architecture has {need}" for name, have, need in facts if have != need]
-    if wrong:
-        raise UsageError(f"model.processor {folder} does not fit: {'; '.join(wrong)}")
 
 
 def export_params(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,10 @@ SPOKEN = MESSAGES[1]
         ),
         (bad(boxes=[{"label": "e", "box": [0, 0, 9, 9]}], images=[], messages=[SPOKEN]), "but no picture"),
         (bad(caption=" "), "'caption' is not a text"),
+        (
+            bad(messages=[*MESSAGES[:1], {"role": "assistant", "content": "an <image>"}]),
+            "the characters <image>",
+        ),
         (bad(meta=[]), "'meta' is not an object"),
     ],
 )
@@ -128,7 +132,7 @@ def test_a_wrong_line_is_named_or_skipped(write, line, message):
     lenient = open_source(path, on_error="skip")
     assert [lenient.read(index) is None for index in (0, 1)] == [False, True]
     assert list(lenient.skipped) == [1]
-    assert sum(count_reasons({path: lenient})[path].values()) == 1
+    assert sum(count_reasons([lenient])[path].values()) == 1
 
 
 def test_reasons_are_counted_together(write):
@@ -136,8 +140,11 @@ def test_reasons_are_counted_together(write):
     source = open_source(write(GOOD, *missing, bad(images=["egg.png"] * 2)), on_error="skip")
     for epoch in range(2):
         assert [source.read(index, epoch) is None for index in range(4)] == [False, True, True, True]
-    assert count_reasons({"data": source}) == {
-        "data": {"no such picture": 2, '# place for # pictures; put one {"type": "image"} item for each': 1}
+    assert count_reasons([source]) == {
+        source.name: {
+            "no such picture": 2,
+            '# place for # pictures; put one {"type": "image"} item for each': 1,
+        }
     }
 
 

@@ -140,10 +140,10 @@ def test_your_own_mapping_by_function_and_by_name():
 
 def test_a_mapping_that_fails_is_named():
     source = MappedSource("digits", 2, lambda index: {"id": index}, find_mapping("mnist", "digits", {}))
-    with pytest.raises(SmoljaxError, match=r"digits, record 1: the mapping failed \(KeyError: 'label'\)"):
+    with pytest.raises(SmoljaxError, match=r"digits\[1\]: the mapping failed \(KeyError: 'label'\)"):
         source.read(1)
     wrong = MappedSource("text", 1, int, lambda index, rng: Record("r", (), (ask("?", "!"),)))
-    with pytest.raises(SmoljaxError, match="text, record r: 1 place for 0 pictures"):
+    with pytest.raises(SmoljaxError, match=r"text\[0\] \(record r\): 1 place for 0 pictures"):
         wrong.read(0)
 
 

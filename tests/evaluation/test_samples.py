@@ -109,6 +109,13 @@ def test_chats_of_a_file():
         vqa_item(Record("r", (), ((first[1],),)))
 
 
+def test_splitting_by_another_key_asks_no_description(scene):
+    record = scenes_everything(scene)
+    by_kind, by_pair = vqa_item(record), vqa_item(record, split_by="unseen_pair")
+    assert [q.text for q in by_pair.questions] == [q.text for q in by_kind.questions]
+    assert {q.kind for q in by_pair.questions} <= {"True", "False"}
+
+
 def test_blinded_pictures_are_grey_and_of_the_same_size():
     (grey,) = blinded([png(30, 20)])
     assert grey.size == (30, 20)

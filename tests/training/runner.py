@@ -19,7 +19,7 @@ from smoljax.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from smoljax.training.config_file import override
+from smoljax.training.overrides import override
 
 
 def main(folder, workdir, devices, *options):
@@ -52,7 +52,7 @@ def main(folder, workdir, devices, *options):
         elif key == "stop":
             stop = int(value)
         else:
-            config = override(config, option)
+            config = override(config, [option])
     if kill is not None:
         add = run.Meter.add
         seen = []

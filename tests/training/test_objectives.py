@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from smoljax.training.objectives.contrastive import gather, infonce_loss, sigmoid_loss
-from smoljax.training.objectives.dense import dense_sums
+from smoljax.training.objectives.dense import dense_sums, patch_weights
 from smoljax.training.objectives.distillation import hidden_sum, kl_sum
 from smoljax.training.objectives.next_token import balanced_weights, next_token_sums, shift
 
@@ -110,11 +110,17 @@ def test_dense_weights_objects_and_counts_hits():
     labels = np.array([[0, 1, 2]])
     kernel, bias = 4 * np.eye(3, dtype=np.float32), np.zeros(3, np.float32)
     kernel[2] = 0  # the third patch is undecided
-    loss, weight, right, shown = dense_sums(patches, kernel, bias, labels, 5.0)
+    loss, right, shown = dense_sums(patches, kernel, bias, labels, 5.0)
     sure = np.log(np.exp(4) + 2) - 4
     np.testing.assert_allclose(loss, sure + 5 * sure + 5 * np.log(3), rtol=1e-5)
-    assert (float(weight), int(shown)) == (11.0, 2)
+    assert patch_weights(labels, 5.0).sum() == 11.0
+    assert int(shown) == 2
     assert int(right) == 2  # a tie counts for the label
+    # What is unknown neither costs nor counts.
+    unknown = np.array([[0, -1, -1]])
+    loss, right, shown = dense_sums(patches, kernel, bias, unknown, 5.0)
+    np.testing.assert_allclose(loss, sure, rtol=1e-5)
+    assert (int(right), int(shown), float(patch_weights(unknown, 5.0).sum())) == (0, 0, 1.0)
 
 
 def test_distillation_is_zero_for_the_teacher_itself_and_matches_the_formula():

@@ -14,11 +14,22 @@ import numpy as np
 import pytest
 
 import smoljax
+from smoljax import presets
 from smoljax.convert.convert import load_checkpoint
+from smoljax.data.config import DataConfig, SourceConfig
 from smoljax.data.pipeline import make_iterator
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.processing.testing import tiny_processor
 from smoljax.training import run as run_module
-from smoljax.training.config import MeshConfig, OptimizerConfig
+from smoljax.training.config import (
+    CheckpointConfig,
+    Contrastive,
+    Dense,
+    MeshConfig,
+    ModelConfig,
+    NextToken,
+    OptimizerConfig,
+)
 from smoljax.training.run import train
 from smoljax.training.setup import make_state, open_model
 from smoljax.training.sharding import make_mesh
@@ -146,7 +157,6 @@ def test_a_loss_that_keeps_rising_stops_the_run():
 
     class Config:
         guard = GuardConfig(spike=2.0, patience=3)
-        checkpoint = type("C", (), {"every": 5})
 
     guard = run_module.Guard(Config)
     for step in range(10):
@@ -157,6 +167,48 @@ def test_a_loss_that_keeps_rising_stops_the_run():
     guard.check(13, {"loss": 9.0, "grad_norm": 1.0})
     with pytest.raises(SmoljaxError, match="running mean"):
         guard.check(14, {"loss": 9.0, "grad_norm": 1.0})
+
+
+def test_a_run_without_the_pairs_or_labels_it_wants_says_so(toy_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "NO_PAIRS", 3)
+    pairs = toy_config(objectives=(NextToken(), Contrastive()))
+    with pytest.raises(SmoljaxError, match=r"no pair in 3 batches.*\"contrastive\": True"):
+        train(pairs, tmp_path / "pairs", show=False)
+    labels = toy_config(objectives=(Dense((("shape", 3),)),))
+    with pytest.raises(SmoljaxError, match="wants labels 'shape', which the data do not have"):
+        train(labels, tmp_path / "labels", show=False)
+
+
+def test_a_text_only_model_is_trained(toy_config, tmp_path):
+    talk = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for _ in range(8)))
+    tiny_processor(vision=False).save(tmp_path / "processor")
+    text = replace(presets.tiny(), vision=None, scale_factor=None, image_token_id=None, model_type="llama")
+    config = toy_config(
+        model=ModelConfig(text, str(tmp_path / "processor")),
+        data=DataConfig((SourceConfig(str(tmp_path / "data.jsonl")),), 8, 64, max_tiles=0),
+        steps=6,
+    )
+    result = train(config, tmp_path / "run", show=False)
+    assert result.finished
+    assert result.loss < losses(tmp_path / "run")[1]
+    # Called again, it says what it had reached.
+    assert train(config, tmp_path / "run", show=False).loss == result.loss
+
+
+def test_only_checkpoints_that_were_validated_count_as_best(toy_config, tmp_path):
+    config = toy_config(
+        validation=toy_config().data,
+        validate_every=2,
+        validation_batches=1,
+        checkpoint=CheckpointConfig(every=1, keep_last=1, keep_best=1),
+    )
+    train(config, tmp_path, show=False, stop_after=7)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["loss"] for line in lines if line["kind"] == "validation"}
+    assert sorted(measured) == [2, 4, 6]
+    best = min(measured, key=measured.__getitem__)
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 7}
 
 
 def test_micro_batches_add_up_to_the_whole_batch(toy_config):

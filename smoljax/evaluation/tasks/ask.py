@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,16 +17,20 @@ from smoljax.grounding.locate import answer_text
 from smoljax.processing.images import open_image
 from smoljax.vlm import VLM
 
+T = TypeVar("T")
+
 
 def quiet(done: int, total: int) -> None:
     """Progress that nobody is shown."""
 
 
-def records(source: Source, config: EvalConfig, progress: Progress = quiet) -> Iterator[Record]:
-    """The first `config.limit` records that can be used, their pictures opened.
+def usable(
+    source: Source, config: EvalConfig, use: Callable[[Record], T], progress: Progress = quiet
+) -> Iterator[tuple[int, T]]:
+    """What `use` makes of the first `config.limit` records that can be used, their pictures opened, by number.
 
     Raises:
-      SmoljaxError: naming the record, if it cannot be used and `config.on_error` is "raise".
+      SmoljaxError: naming the record, if it or what `use` makes of it fails and `config.on_error` is "raise".
     """
     total = len(source) if config.limit is None else min(len(source), config.limit)
     given = 0
@@ -34,24 +38,31 @@ def records(source: Source, config: EvalConfig, progress: Progress = quiet) -> I
         if given == total:
             return
         record = source.read(index)
-        if record is not None and (record := _opened(record, source, index, config)) is not None:
+        try:
+            found = None if record is None else (index, use(_opened(record)))
+        except SmoljaxError as error:
+            _leave_out(source, index, config, error)
+            found = None
+        if found is not None:
             given += 1
-            yield record
+            yield found
         progress(index + 1, max(total, index + 1))
 
 
-def _opened(record: Record, source: Source, index: int, config: EvalConfig) -> Record | None:
-    """The record with its pictures decoded; None where one is broken and such records are left out."""
+def _opened(record: Record) -> Record:
+    """The record with its pictures decoded."""
     try:
         images = tuple(open_image(image) for image in record.images)
-        return dataclasses.replace(
-            record, images=images, meta={**record.meta, "picture": picture_name(record)}
-        )
     except SmoljaxError as error:
-        if config.on_error == "raise":
-            raise type(error)(f"record {record.id}: {error}") from error
-        source.skip(index, str(error))
-        return None
+        raise type(error)(f"record {record.id}: {error}") from error
+    return dataclasses.replace(record, images=images, meta={**record.meta, "picture": picture_name(record)})
+
+
+def _leave_out(source: Source, index: int, config: EvalConfig, error: SmoljaxError) -> None:
+    """Notes the record as left out, or raises the error with its place where that is not wanted."""
+    if config.on_error == "raise":
+        raise type(error)(f"{source.where(index)}, {error}") from error
+    source.skip(index, str(error))
 
 
 def ask(
@@ -63,10 +74,12 @@ def ask(
     progress: Progress,
 ) -> Iterator[tuple[Item, list[tuple[Question, str, Generation]]]]:
     """Every item, its picture named, with its questions, the answer to each as text, and its tokens."""
+    asked = -1  # the number of the record whose item was given out last
 
     def items() -> Iterator[Item]:
-        for record in records(source, config):
-            item = make(record)
+        nonlocal asked
+        for number, item in usable(source, config, make):
+            asked = number
             yield dataclasses.replace(item, images=blinded(item.images)) if config.blind else item
 
     answerer = Answerer(
@@ -77,7 +90,8 @@ def ask(
         split=config.split,
     )
     total = len(source) if config.limit is None else min(len(source), config.limit)
-    for done, (item, found) in enumerate(answerer.answers(items()), 1):
+    answers = answerer.answers(items(), lambda error: _leave_out(source, asked, config, error))
+    for done, (item, found) in enumerate(answers, 1):
         texts = [answer_text(vlm, generation) for generation in found]
         item = item if item.picture else dataclasses.replace(item, picture=f"#{done}")
         yield item, list(zip(item.questions, texts, found, strict=True))
@@ -103,6 +117,10 @@ class Tally:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def any(self, name: str) -> bool:
+        """Whether anything was counted for a figure: some value that is not 0."""
+        return name in self and bool(np.any(self._values[name][0]))
 
     def mean(self, name: str) -> Interval:
         """The mean of a figure."""

@@ -32,7 +32,7 @@ def caption(vlm: VLM, source: Source, config: EvalConfig, progress: Progress = q
     Returns:
       Metrics "cider_d" (0 to 10), "bleu_4" and "rouge_l" (0 to 1); for pictures of `scenes` also those of
       `smoljax.evaluation.scene_facts`: "object_f1", "attribute_f1", "object_attribute_f1", "relation_f1",
-      "background", "text", "all_objects".
+      "background", "text_f1", "all_objects". A figure without a fact in the data is left out.
 
     Raises:
       SmoljaxError: there is nothing to describe, or a record has no reference.
@@ -71,6 +71,6 @@ def caption(vlm: VLM, source: Source, config: EvalConfig, progress: Progress = q
         "bleu_4": tally.ratio("bleu_4", bleu),
         "rouge_l": tally.mean("rouge_l"),
     }
-    metrics |= {name: tally.ratio(name, f1) for name in COUNTED if name in tally}
+    metrics |= {name: tally.ratio(name, f1) for name in COUNTED if tally.any(name)}
     metrics |= {name: tally.mean(name) for name in SHARES if name in tally}
     return Result("caption", len(predictions), metrics, predictions)

@@ -12,11 +12,11 @@ import numpy as np
 from smoljax.config import SmolVLMConfig
 from smoljax.data.config import LossOn
 from smoljax.data.encode import Example, encode
-from smoljax.data.records import Source
+from smoljax.data.records import Record, Source
 from smoljax.errors import SmoljaxError
 from smoljax.evaluation.config import EvalConfig, Progress, Result
 from smoljax.evaluation.samples import blinded, picture_name
-from smoljax.evaluation.tasks.ask import Tally, quiet, records
+from smoljax.evaluation.tasks.ask import Tally, quiet, usable
 from smoljax.nn.smolvlm import SmolVLM, forward
 from smoljax.vlm import VLM
 
@@ -70,7 +70,7 @@ def loss(
             predictions.append({"id": name, "loss": mean, "tokens": int(counts[1])})
         pending.clear()
 
-    for record in records(source, config, progress):
+    def example_of(record: Record) -> tuple[str, str, Example]:
         record = dataclasses.replace(record, caption=None, patches={})  # neither is read here
         if config.blind:
             record = dataclasses.replace(record, images=blinded(record.images))
@@ -83,7 +83,10 @@ def loss(
         )
         if example.positions.max() >= limit:
             raise SmoljaxError(f"record {record.id}: longer than the model's {limit} positions")
-        pending.append((record.id, picture_name(record), example))
+        return record.id, picture_name(record), example
+
+    for _, found in usable(source, config, example_of, progress):
+        pending.append(found)
         if len(pending) == _AT_ONCE:
             flush()
     if pending:

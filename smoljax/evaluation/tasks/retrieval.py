@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from smoljax.data.records import Source
+from smoljax.data.records import Record, Source
 from smoljax.embedding import embed_images, embed_texts
 from smoljax.errors import SmoljaxError
 from smoljax.evaluation.config import EvalConfig, Progress, Result
 from smoljax.evaluation.metrics.bootstrap import bootstrap
 from smoljax.evaluation.metrics.retrieval import ranks, recall_at
 from smoljax.evaluation.samples import blinded, pair_of
-from smoljax.evaluation.tasks.ask import quiet, records
+from smoljax.evaluation.tasks.ask import quiet, usable
 from smoljax.processing.images import ImageInput
 from smoljax.vlm import VLM
 
@@ -43,9 +43,11 @@ def retrieval(vlm: VLM, source: Source, config: EvalConfig, progress: Progress =
         vectors.append(embed_images(vlm, pending, rows, longest_edge=config.longest_edge, split=config.split))
         pending.clear()
 
-    for record in records(source, config, progress):
-        image, text = pair_of(record)
-        names.append(record.id)
+    def pair(record: Record) -> tuple[str, ImageInput, str]:
+        return record.id, *pair_of(record)
+
+    for _, (name, image, text) in usable(source, config, pair, progress):
+        names.append(name)
         texts.append(text)
         pending.append(blinded([image])[0] if config.blind else image)
         if len(pending) == _AT_ONCE:

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
     """Σ function(chunk of each array) over chunks of the leading axis, padded with zeros.
 
+    Of n chunks the k-th takes rows k, k + n, …: where the leading axis is split over devices, each device then has
+    its share of every chunk, and none computes another's.
+
     The function is recomputed in the backward pass (`jax.checkpoint`): one chunk's intermediates are alive at a
     time.
 
@@ -19,14 +22,17 @@ def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array
       *arrays: [N, …], equal N.
     """
     N = arrays[0].shape[0]
-    chunk = min(chunk, N)
+    if chunk >= N:
+        return function(*arrays)
     pad = -N % chunk
     parts = [
-        jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))).reshape(-1, chunk, *array.shape[1:])
+        jnp.moveaxis(
+            jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))).reshape(chunk, -1, *array.shape[1:]),
+            1,
+            0,
+        )
         for array in arrays
     ]
-    if parts[0].shape[0] == 1:
-        return function(*(part[0] for part in parts))
     body = jax.checkpoint(function)
     first = jax.eval_shape(body, *(part[0] for part in parts))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)

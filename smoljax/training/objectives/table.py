@@ -14,6 +14,9 @@ from smoljax.training.objectives import contrastive, dense, distillation, next_t
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
+#: The measure that counts a batch's contrastive pairs.
+PAIRS = "contrastive_pairs"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -70,7 +73,11 @@ def init_objectives(
 
 
 def count(objective: Objective, batch: Mapping[str, Any]) -> jax.Array:
-    """What the objective's sum is divided by; a function of the data alone, at least a tiny number."""
+    """What the objective's sum is divided by; a function of the data alone, at least a tiny number.
+
+    Raises:
+      SmoljaxError: the batch lacks labels that the objective reads.
+    """
     if isinstance(objective, NextToken):
         weights = _learned(objective, batch)[1]
         return jnp.where(weights.sum() > 0, weights.sum(), 1.0)
@@ -82,8 +89,7 @@ def count(objective: Objective, batch: Mapping[str, Any]) -> jax.Array:
         return jnp.maximum(valid.sum(), 1).astype(jnp.float32)
     total = jnp.float32(0)
     for name, _ in objective.labels:
-        weight = jnp.where(batch["patches"][name] > 0, objective.object_weight, 1.0)
-        total += jnp.sum(weight * batch["tile_mask"][..., None])
+        total += jnp.sum(dense.patch_weights(_labels(name, batch), objective.object_weight))
     return jnp.maximum(total / len(objective.labels), 1.0)
 
 
@@ -105,7 +111,10 @@ def sums(
             total = contrastive.sigmoid_loss(image, text, valid, own["log_scale"], own["bias"])
         else:
             total = contrastive.infonce_loss(image, text, valid, own["log_scale"])
-        return total, {"contrastive_scale": (jnp.exp(own["log_scale"]), jnp.float32(1))}
+        return total, {
+            "contrastive_scale": (jnp.exp(own["log_scale"]), jnp.float32(1)),
+            PAIRS: (valid.sum().astype(jnp.float32), jnp.float32(1)),
+        }
     hidden = seen.hidden.reshape(-1, seen.hidden.shape[-1])
     if isinstance(objective, NextToken):
         targets, weights = (item.reshape(-1) for item in _learned(objective, batch))
@@ -138,17 +147,24 @@ def _learned(objective: NextToken, batch: Mapping[str, Any]) -> tuple[jax.Array,
     return targets, weights
 
 
+def _labels(name: str, batch: Mapping[str, Any]) -> jax.Array:
+    if name not in batch["patches"]:
+        raise SmoljaxError(
+            f"the dense objective wants labels {name!r}, which the data do not have; for scenes give the source "
+            'the option "dense": True'
+        )
+    return batch["patches"][name]
+
+
 def _dense(
     objective: Dense, own: Mapping[str, Any], seen: Seen, batch: Mapping[str, Any]
 ) -> tuple[jax.Array, Sums]:
     total, found = jnp.float32(0), {}
     factors = objective.label_weights or (1.0,) * len(objective.labels)
     for (name, _), factor in zip(objective.labels, factors, strict=True):
-        if name not in batch["patches"]:
-            raise SmoljaxError(f"the dense objective wants labels {name!r}, which the data do not have")
-        labels = jnp.where(batch["tile_mask"][..., None], batch["patches"][name], 0)
-        loss, _, right, shown = dense.dense_sums(
-            seen.patches, own[name]["kernel"], own[name]["bias"], labels, objective.object_weight
+        head = own[name]
+        loss, right, shown = dense.dense_sums(
+            seen.patches, head["kernel"], head["bias"], _labels(name, batch), objective.object_weight
         )
         total += factor * loss / len(objective.labels)
         found[f"dense_{name}"] = (right.astype(jnp.float32), shown.astype(jnp.float32))
