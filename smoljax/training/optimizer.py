@@ -115,11 +115,11 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
     product it makes again wherever it is read.
     """
 
-    def update(grads: Any, state: Any, _: Any = None) -> tuple[Any, Any]:
-        factor = jnp.minimum(1.0, limit / jnp.maximum(global_norm(grads), 1e-16))
-        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), grads), state
+    def scaled(updates: Any, _: Any) -> Any:
+        factor = jnp.minimum(1.0, limit / jnp.maximum(global_norm(updates), 1e-16))
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), updates)
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.stateless(scaled)
 
 
 def hold_frozen(config: OptimizerConfig, params: Any) -> Any:
