@@ -76,7 +76,7 @@ def card(results: dict[str, Any]) -> str:
     below = missed(results)
     return CARD.read_text().format(
         table=card_table(results),
-        missed=f"Below what was asked for at least: {'; '.join(below)}." if below else "",
+        missed=f"Below what was asked for at least: {'; '.join(below)}. " if below else "",
         stages="\n".join(rows),
         pictures=sum(run["pictures"] for run in training),
         minutes=sum(run["minutes"] for run in training),
