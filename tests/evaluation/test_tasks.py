@@ -44,7 +44,7 @@ def scripted(monkeypatch, tiny_vlm):
             def __init__(self, vlm, max_new_tokens, **options):
                 pass
 
-            def answers(self, items):
+            def answers(self, items, unfit=None):
                 encode = tiny_vlm.require_processor().tokenizer.encode
                 for item in items:
                     yield item, [Generation(encode(" " + say(item, q)), "stop") for q in item.questions]
