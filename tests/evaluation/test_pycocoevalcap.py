@@ -75,7 +75,9 @@ def our_scores(name, candidates, references):
 
 
 @pytest.mark.parametrize("name", ["bleu", "rouge", "cider"])
-@pytest.mark.parametrize("corpus", [made_corpus, *range(5)], ids=str)
+@pytest.mark.parametrize(
+    "corpus", [made_corpus, *range(5)], ids=lambda corpus: getattr(corpus, "__name__", str(corpus))
+)
 def test_scores_are_the_reference_s(name, corpus):
     candidates, references = random_corpus(corpus) if isinstance(corpus, int) else corpus()
     want, want_each = reference_scores(name, candidates, references)
