@@ -164,11 +164,12 @@ def check_processor(config: SmolVLMConfig, processor: Processor, path: str | Pat
     """SmoljaxError, naming `path`, for a processor that is not this architecture's."""
     facts = [("tokens in tokenizer.json", len(processor.tokenizer), config.text.vocab_size)]
     wrong = [facts[0]] if len(processor.tokenizer) > config.text.vocab_size else []
-    if config.vision is not None and processor.config.image is not None:
+    if config.vision is not None:
+        image = processor.config.image
         facts = [
             (
                 "pixels a tile (preprocessor_config.json)",
-                processor.config.image.tile_size,
+                None if image is None else image.tile_size,
                 config.vision.image_size,
             ),
             (

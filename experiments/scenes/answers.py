@@ -12,7 +12,7 @@ from dataclasses import replace
 from experiments.scenes import nano
 from experiments.scenes.dense import LABELS
 from smoljax.data.config import DataConfig
-from smoljax.training.config import Contrastive, Dense, ModelConfig, NextToken, OptimizerConfig
+from smoljax.training.config import Contrastive, Dense, ModelConfig, NextToken
 
 OPTIONS = {**nano.OPTIONS, "questions": 20, "kinds": {"reading": 4.0, "relation": 1.5, "count": 1.2}}
 
@@ -32,7 +32,6 @@ config = replace(
         Dense(LABELS, weight=1.0, label_weights=(1.0, 1.0, 1.0, 1.0, 4.0)),
     ),
     steps=8000,
-    optimizer=OptimizerConfig("adamw", lr=1e-3, warmup_steps=200, decay="linear", final_lr=0.02),
     validation=data("validation"),
     seed=1,
 )

@@ -25,6 +25,9 @@ from smoljax.nn.patch_encoder import EncoderAttention
 #: A layer as a function: activations [B, T, D] → (activations [B, T, D], attention weights [B, N, T, S]).
 Layer = Callable[[Array], tuple[Array, Array]]
 
+#: jit of a function whose first argument is the model's config.
+compiled = partial(jax.jit, static_argnums=0)
+
 
 def attention_gradient(
     layer: Layer, x: Float[Array, "B T D"], gradient: Float[Array, "B T D"]
@@ -92,11 +95,11 @@ def layer_programs(
       (config, params, x, gradient [B, T, D], relevance [B, T], *more) → both with respect to the input.
     """
 
-    @partial(jax.jit, static_argnums=0)
+    @compiled
     def forward(config: Any, params: Any, x: Array, *more: Array) -> Array:
         return build(config, params, *more)(x)[0]
 
-    @partial(jax.jit, static_argnums=0)
+    @compiled
     def back(
         config: Any, params: Any, x: Array, gradient: Array, relevance: Array, *more: Array
     ) -> tuple[Array, Array]:

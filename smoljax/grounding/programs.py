@@ -6,7 +6,6 @@ and has neither scan_layers nor remat; parameters may be in either layout.
 """
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,12 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
-from smoljax.grounding.layers import Layer, layer_programs
+from smoljax.grounding.layers import Layer, compiled, layer_programs
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.linear import RMSNorm
 from smoljax.nn.smolvlm import SmolVLM
-
-_compiled = partial(jax.jit, static_argnums=0)
 
 
 def layer_params(part: Any, index: int) -> dict[str, Any]:
@@ -29,7 +26,7 @@ def layer_params(part: Any, index: int) -> dict[str, Any]:
     return part[f"layers_{index}"]
 
 
-@_compiled
+@compiled
 def embed(config: SmolVLMConfig, params: Any, batch: dict[str, Array]) -> Float[Array, "B T D"]:
     """The decoder's input: words and image tokens in one sequence."""
     x = SmolVLM(config).apply(
@@ -42,7 +39,7 @@ def embed(config: SmolVLMConfig, params: Any, batch: dict[str, Array]) -> Float[
     return jnp.asarray(x).astype(config.compute.dtype)
 
 
-@_compiled
+@compiled
 def score_gradient(
     config: SmolVLMConfig,
     params: Any,
@@ -84,7 +81,7 @@ def score_gradient(
     return rows, gradient
 
 
-@_compiled
+@compiled
 def image_gradient(
     config: SmolVLMConfig, params: Any, batch: dict[str, Array], gradient: Float[Array, "B T D"]
 ) -> Float[Array, "B I Q D"]:

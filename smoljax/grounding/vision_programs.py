@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from smoljax.config import SmolVLMConfig
-from smoljax.grounding.layers import Layer, layer_programs
+from smoljax.grounding.layers import Layer, compiled, layer_programs
 from smoljax.grounding.programs import layer_params
 from smoljax.nn.connector import Connector
 from smoljax.nn.linear import LayerNorm
 from smoljax.nn.patch_encoder import EncoderLayer, PatchEncoder
 
-_compiled = partial(jax.jit, static_argnums=0)
 
-
-@_compiled
+@compiled
 def patch_embedding(
     config: SmolVLMConfig, params: Any, pixels: Float[Array, "X C h w"]
 ) -> Float[Array, "X P E"]:
@@ -39,7 +36,7 @@ def patch_embedding(
     return met[0]
 
 
-@_compiled
+@compiled
 def connector_back(
     config: SmolVLMConfig,
     params: Any,

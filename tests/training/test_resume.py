@@ -18,15 +18,22 @@ from smoljax.convert.convert import load_checkpoint
 RUNNER = Path(__file__).with_name("runner.py")
 
 
-def launch(colours, workdir, devices, *options):
-    """A run in a process of its own; returns how it ended."""
+def start(colours, workdir, devices, *options, **streams):
+    """A run in a process of its own."""
     command = [sys.executable, str(RUNNER), str(colours), str(workdir), str(devices), *options]
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(smoljax.__file__).parent.parent),
         "JAX_PLATFORMS": "cpu",
     }
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **streams)
+
+
+def launch(colours, workdir, devices, *options):
+    """How such a run ended."""
+    with start(colours, workdir, devices, *options, stderr=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def losses(workdir):
@@ -78,21 +85,7 @@ def test_eight_devices_give_what_one_gives_and_take_over_its_checkpoint(colours,
 
 
 def test_sigterm_saves_and_stops(colours, tmp_path):
-    command = [
-        sys.executable,
-        str(RUNNER),
-        str(colours),
-        str(tmp_path),
-        "1",
-        "steps=100000",
-        "checkpoint.every=100000",
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(smoljax.__file__).parent.parent),
-        "JAX_PLATFORMS": "cpu",
-    }
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = start(colours, tmp_path, 1, "steps=100000", "checkpoint.every=100000")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
         (tmp_path / "metrics.jsonl").exists() and losses_so_far(tmp_path) >= 3
