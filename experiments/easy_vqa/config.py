@@ -24,7 +24,7 @@ def config() -> TrainConfig:
     return replace(
         nano.config,
         name="easy-vqa",
-        model=ModelConfig(start="smolvlm-nano"),
+        model=ModelConfig(start="smolvlm-nano", fresh_rows=0.9),
         data=data("train"),
         objectives=(NextToken(),),
         steps=500,

@@ -24,7 +24,15 @@ Written by `python -m experiments.easy_vqa.run` from [its result](results/easy_v
 [easy-vqa](https://github.com/vzhou842/easy-VQA) 1.0 (Victor Zhou, MIT licence) holds pictures of 64×64 pixels with one
 coloured shape, and questions about them. The bundled model is fine-tuned on {data[train][pictures]:,} training pictures
 with {data[train][questions]:,} questions; the other {data[validation][pictures]} are held out to choose the recipe by.
-The test questions are the author's own, asked once, after that.
+The test questions are the author's own, asked after that. They had been asked once before, of the same recipe without
+fresh rows: 97.51 %.
+
+**Fresh rows.** Easy-vqa speaks of teal, black and gray, which scenes never does. The bundled model's word table is tied
+to its output, so the rows of words that no answer ever held were all pushed the same way: 566 of its 768 rows have a
+cosine of 0.99 with a neighbour and three times the others' length. Fine-tuned as they are, the three colours stay one
+word as input: "what colour" is answered rightly, "is there a teal shape?" never with yes, and neither three times the
+steps, balanced questions nor higher rates changed that (95.1 to 97.6 % of the held-out questions). With
+`fresh_rows=0.9` those rows are first drawn anew from the others' mean and spread (`smoljax.training.fresh_rows`).
 
 | | test | test, pictures greyed | held-out training pictures | test questions |
 |---|---|---|---|---|

@@ -20,6 +20,8 @@ class ModelConfig:
       architecture: of a fresh model; None with `start`.
       processor: folder with the tokenizer and picture settings of a fresh model.
       start: MODEL of the command line whose weights, architecture and processor are taken.
+      fresh_rows: draw those rows of its word table anew that it never learned: whose cosine with another row is above
+        this (0.9). For data with words that the model has not met (`smoljax.training.fresh_rows`). None: none.
       dtype: of activations; parameters and optimizer state are float32 whatever this says.
       scan_layers: one compiled layer instead of `num_layers`; compiles faster.
       remat: what the backward pass recomputes (`smoljax.config.ComputeConfig`).
@@ -28,6 +30,7 @@ class ModelConfig:
     architecture: SmolVLMConfig | None = None
     processor: str | None = None
     start: str | None = None
+    fresh_rows: float | None = None
     dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
@@ -38,6 +41,10 @@ class ModelConfig:
             raise UsageError("model: give either architecture (with processor) or start")
         if self.architecture is not None and self.processor is None:
             raise UsageError("model: a fresh architecture needs processor, a folder with tokenizer.json")
+        if self.fresh_rows is not None and (self.start is None or not 0 < self.fresh_rows < 1):
+            raise UsageError(
+                f"model.fresh_rows is {self.fresh_rows}; it must be a cosine between 0 and 1, and belongs to start"
+            )
 
 
 @dataclass(frozen=True)

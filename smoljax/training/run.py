@@ -121,7 +121,7 @@ class _Run:
     ) -> None:
         self.config, self.workdir = config, workdir
         self.checkpoints, self.show = checkpoints, show
-        start = open_model(config.model, weights=checkpoints.latest is None)
+        start = open_model(config.model, weights=checkpoints.latest is None, seed=config.seed)
         self.start = replace(start, params=None)  # the weights it holds are needed for the first state alone
         self.sharding = batch_sharding(mesh)
         teacher = open_teacher(config, start)

@@ -17,6 +17,7 @@ from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.processing.processor import Processor
 from smoljax.training.config import Distill, ModelConfig, TrainConfig
+from smoljax.training.fresh_rows import with_fresh_rows
 from smoljax.training.objectives.table import init_objectives
 from smoljax.training.optimizer import make_optimizer
 from smoljax.training.sharding import state_shardings
@@ -38,12 +39,13 @@ class Start:
     params: Any
 
 
-def open_model(model: ModelConfig, *, weights: bool = True) -> Start:
+def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> Start:
     """The model a run starts from.
 
     Args:
       model: see there.
       weights: False leaves a checkpoint's weights unread (a run that resumes has its own).
+      seed: of rows that are drawn anew.
 
     Raises:
       UsageError: no such model.
@@ -65,6 +67,12 @@ def open_model(model: ModelConfig, *, weights: bool = True) -> Start:
     if weights:
         params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
         params = jax.tree.map(np.asarray, params)
+        if model.fresh_rows is not None:
+            tables = {
+                name: with_fresh_rows(leaf, model.fresh_rows, seed)[0] if name in ("table", "head") else leaf
+                for name, leaf in params["embedding"].items()
+            }
+            params = {**params, "embedding": tables}
     return Start(checkpoint.config.with_compute(**compute), processor, params)
 
 
