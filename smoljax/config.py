@@ -1,8 +1,8 @@
 """The architecture of a SmolVLM as frozen dataclasses.
 
-Nothing that changes the maths has a default here: a preset (`smoljax.presets`) or a checkpoint's own
-`config.json` (`smoljax.convert.hf_config`) names every value. How the model is executed, without changing
-what it computes, is a `ComputeConfig` of its own.
+Nothing that changes the maths has a default here but `sharing`, which is by default as released: a preset
+(`smoljax.presets`) or a checkpoint's own `config.json` (`smoljax.convert.hf_config`) names every value. How the model
+is executed, without changing what it computes, is a `ComputeConfig` of its own.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from smoljax.errors import SmoljaxError
+from smoljax.sharing import RELEASED, SharingConfig, sharing_from_dict
 
 PositionIds = Literal["arange", "bucket", "hf_4_55"]
 Remat = Literal["none", "full", "dots"]
@@ -60,8 +61,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Raises SmoljaxError for a value out of range and where the sizes do not fit together."""
-        sizes = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "image_size", "patch_size")
+        sizes = ("hidden_size", "intermediate_size", "num_heads", "image_size", "patch_size")
         _check_whole("vision", self, *sizes, "num_channels")
+        _check_whole("vision", self, "num_layers", least=0)
         _check_positive("vision", self, "layer_norm_eps")
         if self.hidden_size % self.num_heads:
             raise SmoljaxError(
@@ -125,6 +127,8 @@ class SmolVLMConfig:
       image_token_id: the id in `input_ids` that image features replace. None for text only.
       tie_embeddings: logits come from the word table itself instead of a head of its own.
       model_type: the reference's name of the family, written back by the converter.
+      compute: how it is executed.
+      sharing: how image tokens and words share the embedding space; by default as released.
     """
 
     vision: VisionConfig | None
@@ -134,9 +138,13 @@ class SmolVLMConfig:
     tie_embeddings: bool
     model_type: Literal["smolvlm", "idefics3", "llama"]
     compute: ComputeConfig = ComputeConfig()
+    sharing: SharingConfig = RELEASED
 
     def __post_init__(self) -> None:
         """Raises SmoljaxError where the parts do not fit together."""
+        own = self.sharing.own_rows
+        if own is not None and own >= self.text.vocab_size:
+            raise SmoljaxError(f"own_rows is {own}, no id of the vocabulary of {self.text.vocab_size}")
         if self.vision is None:
             if self.scale_factor is not None or self.image_token_id is not None:
                 raise SmoljaxError(
@@ -184,6 +192,7 @@ def from_dict(data: dict[str, Any]) -> SmolVLMConfig:
         data["vision"] = _build(VisionConfig, data["vision"], "vision")
     data["text"] = _build(TextConfig, data.get("text", {}), "text")
     data["compute"] = _build(ComputeConfig, data.get("compute", {}), "compute")
+    data["sharing"] = sharing_from_dict(data.get("sharing", {}))
     return _build(SmolVLMConfig, data, "model")
 
 

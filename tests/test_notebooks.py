@@ -57,6 +57,8 @@ def test_notebook_runs(script, model, monkeypatch, tmp_path):
     if script.stem == "quickstart":
         assert "every byte the same: True" in printed
         assert model != "nothing fetched" or "Going on with the tiny untrained model" in printed
+    if script.stem == "embedding_space":
+        assert "layer 5: row" in printed
     if script.stem == "training":
         assert "500 steps" in printed
         assert "refused: another run: seed was 0, now 1" in printed

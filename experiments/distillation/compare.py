@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.commands import read_lines
+from experiments.statistics import student_interval
 from smoljax.errors import SmoljaxError
 from smoljax.evaluation.metrics.bootstrap import bootstrap_ratio
 from smoljax.evaluation.metrics.facts import f1
@@ -118,15 +119,3 @@ def compare(pairs: Sequence[tuple[Path, Path]], figure: Figure, draws: int = 200
         "pictures": len(names),
         "up": figure.up,
     }
-
-
-def student_interval(differences: np.ndarray) -> list[float] | None:
-    """The 95 % interval of the mean by Student's t over n differences; None for fewer than two."""
-    from scipy.stats import t
-
-    n = len(differences)
-    if n < 2:
-        return None
-    half = float(t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / n**0.5
-    mean = float(np.mean(differences))
-    return [mean - half, mean + half]

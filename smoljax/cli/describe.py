@@ -58,6 +58,7 @@ def parity_notes(config: SmolVLMConfig) -> list[str]:
             f"LayerNorm epsilon {config.vision.layer_norm_eps:g} in all vision norms, the last one included",
             f"vision position ids: {config.vision.position_ids}; full tiles as in transformers ≥ 4.57 (4.55 shifts)",
             f"pixel shuffle {config.scale_factor}: {config.image_seq_len} image tokens a tile",
+            f"connector: {config.sharing.connector}; image tokens in the decoder: {config.sharing.image_attention}",
         ]
     return notes
 

@@ -18,6 +18,7 @@ from smoljax.convert.tensor_files import all_finite, cast, find_weights, open_we
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.processing.config import PROCESSOR_FILES
+from smoljax.sharing import RELEASED
 
 # What travels with the weights, verbatim, where a folder has it.
 SMALL_FILES = ("config.json", *PROCESSOR_FILES)
@@ -299,7 +300,7 @@ def _same_network(data: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
 def _bare(config: Any) -> Any:
     """The config without what `config.json` has no word for."""
     vision = config.vision and dataclasses.replace(config.vision, position_ids="arange")
-    return dataclasses.replace(config, vision=vision, compute=type(config.compute)())
+    return dataclasses.replace(config, vision=vision, compute=type(config.compute)(), sharing=RELEASED)
 
 
 def _restate_dtype(data: dict[str, Any], dtype: str | None) -> bool:

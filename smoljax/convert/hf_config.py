@@ -12,7 +12,7 @@ from typing import Any
 
 from smoljax.config import SmolVLMConfig, TextConfig, VisionConfig
 from smoljax.convert.config_reader import ConfigReader
-from smoljax.convert.names import EMBED_NAME, HEAD_NAME, bind_sizes
+from smoljax.convert.names import EMBED_NAME, HEAD_NAME, bind_sizes, check_released
 from smoljax.errors import SmoljaxError
 
 MODEL_TYPES = ("smolvlm", "idefics3", "llama")
@@ -327,7 +327,11 @@ def to_hf_config(
       pad_token_id: written where given, as are the two below.
       bos_token_id: see above.
       eos_token_id: see above.
+
+    Raises:
+      SmoljaxError: it shares its embedding space otherwise than the released models.
     """
+    check_released(config)
     text = _text_to_hf(config.text)
     ids = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
     text |= {key: value for key, value in ids.items() if value is not None}

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from smoljax.config import SmolVLMConfig
+from smoljax.convert.checkpoint import iterate_leaves
 from smoljax.errors import SmoljaxError
 
 Layout = Literal["none", "transpose", "patch"]
@@ -141,8 +142,34 @@ def sizes_of(config: SmolVLMConfig) -> dict[str, int]:
     return sizes
 
 
+def check_released(config: SmolVLMConfig) -> None:
+    """SmoljaxError for a model that PyTorch's classes cannot hold."""
+    if not config.sharing.released:
+        sharing = config.sharing
+        raise SmoljaxError(
+            "its image tokens and words share their space in another way than the released models' (connector "
+            f"{sharing.connector!r}, image attention {sharing.image_attention!r}): transformers has no class for "
+            "that; the native format holds it"
+        )
+
+
+def stored_entries(config: SmolVLMConfig) -> list[Entry]:
+    """Every array of a native folder: those of `expand`, or without PyTorch names where the model has none."""
+    if config.sharing.released:
+        return expand(config)
+    from smoljax.nn.smolvlm import abstract_params
+
+    leaves = iterate_leaves(abstract_params(config.with_compute(scan_layers=False)))
+    return [Entry("", path, tuple(leaf.shape), "none") for path, leaf in leaves]
+
+
 def expand(config: SmolVLMConfig) -> list[Entry]:
-    """Every tensor of a model, layers in order: 471 for 256M, 489 for 500M, 657 for 2.2B."""
+    """Every tensor of a model, layers in order: 471 for 256M, 489 for 500M, 657 for 2.2B.
+
+    Raises:
+      SmoljaxError: it shares its embedding space otherwise than PyTorch's classes can.
+    """
+    check_released(config)
     sizes = sizes_of(config)
     head_less = rules(text_only=config.vision is None, tied=config.tie_embeddings)
     entries: list[Entry] = []

@@ -52,7 +52,7 @@ def save_native(
         empty. Nothing is written then.
     """
     check_dtype(dtype)
-    entries = names.expand(checkpoint.config)
+    entries = names.stored_entries(checkpoint.config)
     leaves = checked_leaves(checkpoint, entries)
     params: dict[str, Any] = {}
     for entry in entries:
@@ -177,7 +177,7 @@ def _config(folder: Path, metadata: dict[str, Any]) -> SmolVLMConfig:
 def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str, Any]:
     """The stored tree: mapped where that is possible, else read by Orbax."""
     wanted: dict[str, Any] = {}
-    for entry in names.expand(config):
+    for entry in names.stored_entries(config):
         set_leaf(wanted, entry.ours, jax.ShapeDtypeStruct(entry.our_shape, np.float32))
     tree = stack_layers(wanted) if scan_layers else wanted
     try:

@@ -11,6 +11,7 @@ from smoljax.data.config import LossOn, check_choice
 from smoljax.data.records import Record
 from smoljax.data.transcript import Span, split_at_pictures, transcript, user_turn
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.processing.config import ProcessorConfig
 from smoljax.processing.processor import Batch, Processor
 from smoljax.processing.prompt import picture_text
 from smoljax.processing.tokenizer import (
@@ -140,7 +141,7 @@ def _encode(
         assert batch.pixel_values is not None
         trunk, pixels = batch.input_ids[0], batch.pixel_values[0]
         learned = np.zeros(len(trunk), bool)
-        if spans := _expanded(opening, talks[-1].learned, batch, processor.config.image_seq_len):
+        if spans := _expanded(opening, talks[-1].learned, batch, processor.config):
             _, learned = _tokens(tokenizer, batch.text[0], spans)
         parts.add(trunk, np.concatenate([np.zeros(1, bool), learned[1:]]), branch=0, start=0)
     else:
@@ -184,13 +185,16 @@ def _encode(
     )
 
 
-def _expanded(opening: str, learned: tuple[Span, ...], batch: Batch, image_seq_len: int) -> tuple[Span, ...]:
+def _expanded(
+    opening: str, learned: tuple[Span, ...], batch: Batch, config: ProcessorConfig
+) -> tuple[Span, ...]:
     """The spans that lie in the trunk, as characters of its text with the pictures' tokens written out."""
     spans = [(first, min(last, len(opening))) for first, last in learned if first < len(opening)]
     if not spans:
         return ()
     places = [match.end() for match in re.finditer(re.escape(IMAGE_TOKEN), opening)]
-    grown = [len(picture_text(*grid, image_seq_len)) - len(IMAGE_TOKEN) for grid in batch.grids[0]]
+    texts = [picture_text(*grid, config.image_seq_len, config.tile_tokens) for grid in batch.grids[0]]
+    grown = [len(text) - len(IMAGE_TOKEN) for text in texts]
 
     def moved(place: int) -> int:
         return place + sum(more for end, more in zip(places, grown, strict=True) if end <= place)

@@ -20,7 +20,7 @@ from smoljax.nn.smolvlm import forward
 def read_trunk(config: SmolVLMConfig, params: Any, batch: dict[str, Array]) -> KVCache:
     """Keys and values of P prompts' common beginnings, left-padded to S tokens: a full cache of S slots."""
     rows, slots = batch["input_ids"].shape
-    cache = init_cache(config.text, config.compute, rows, slots)
+    cache = init_cache(config.text, config.compute, rows, slots, config.sharing.image_attention)
     full = forward(config, params, batch, cache, "none").cache
     assert full is not None
     return full
@@ -86,5 +86,6 @@ def _continued(config: SmolVLMConfig, trunk: KVCache, rows: Array, more: int) ->
         widths = [(0, more if place == axis + 1 else 0) for place in range(leaf.ndim)]
         return jnp.pad(jnp.take(leaf, rows, axis=axis), widths)
 
-    k, v = jax.tree.map(lambda leaf: take(leaf, layers), (trunk.k, trunk.v))
-    return KVCache(k=k, v=v, valid=take(trunk.valid, 0), index=trunk.index)
+    k, v, cross = jax.tree.map(lambda leaf: take(leaf, layers), (trunk.k, trunk.v, trunk.cross))
+    valid, blocks = jax.tree.map(lambda leaf: take(leaf, 0), (trunk.valid, trunk.blocks))
+    return KVCache(k=k, v=v, valid=valid, index=trunk.index, cross=cross, blocks=blocks)

@@ -16,7 +16,7 @@ from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
 from smoljax.generation.options import Generation, Sampling, Timings
-from smoljax.nn.smolvlm import abstract_params
+from smoljax.nn.smolvlm import abstract_params, picture_params
 
 
 @dataclass
@@ -198,7 +198,7 @@ class Generator:
         masks = batch.get("pixel_attention_mask")
         shape = self._feature_shape(real.shape[0], num_tiles or real.shape[1])
         places = np.argwhere(real)
-        parts = _vision_parts(self.weights)
+        parts = picture_params(self.config, self.weights)
         started = time.perf_counter()
         found: list[jax.Array] = []
         for start in range(0, len(places), size):
@@ -309,7 +309,11 @@ class Generator:
         mask = None
         if batch.get("pixel_attention_mask") is not None:
             mask = jax.ShapeDtypeStruct((size, *tile[1:]), jnp.bool_)
-        args = (_vision_parts(self.weight_shapes), jax.ShapeDtypeStruct((size, *tile), jnp.float32), mask)
+        args = (
+            picture_params(self.config, self.weight_shapes),
+            jax.ShapeDtypeStruct((size, *tile), jnp.float32),
+            mask,
+        )
         return self._program("vision", (), partial(programs.encode_tiles, self.config), args, timings)
 
     def _program(
@@ -338,10 +342,6 @@ class Compiled:
     vision: Callable[..., Any] | None
     prefill: Callable[..., Any]
     decode: Callable[..., Any] | None
-
-
-def _vision_parts(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: params[name] for name in ("vision", "connector")}
 
 
 def _check_finite(state: programs.DecodeState) -> None:

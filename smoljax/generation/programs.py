@@ -84,7 +84,7 @@ def prefill(
     Logits are computed at the last position only. `sampled`, `penalised` and `max_new_tokens` are static.
     """
     B, T = batch["input_ids"].shape
-    cache = init_cache(config.text, config.compute, B, T + max_new_tokens)
+    cache = init_cache(config.text, config.compute, B, T + max_new_tokens, config.sharing.image_attention)
     out = forward(config, params, batch, cache, "last")
     seen = jnp.zeros((B, config.text.vocab_size if penalised else 0), bool)
     if penalised:

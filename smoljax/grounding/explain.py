@@ -12,6 +12,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation.buckets import PROMPT_BUCKETS, round_up
 from smoljax.grounding import maps, programs, vision_programs
+from smoljax.nn.smolvlm import picture_params
 from smoljax.processing.processor import Batch
 from smoljax.vlm import VLM
 
@@ -85,7 +86,8 @@ def relevances(
       patches: go on through the patch encoder: maps of single patches, scale_factor times finer each way.
 
     Raises:
-      UsageError: rows and answers differ in number, an answer is empty, a target outside it, or too many tokens.
+      UsageError: rows and answers differ in number, an answer is empty, a target outside it, or too many tokens; or the
+        model's image tokens are not causal.
       SmoljaxError: the scores are not numbers.
     """
     if isinstance(batch, Batch):
@@ -93,6 +95,11 @@ def relevances(
         batch = batch.arrays()
     # However the model is run, its layers are taken one by one here: one set of programs.
     config = vlm.config.with_compute(scan_layers=False, remat="none")
+    if config.sharing.image_attention != "causal":
+        raise UsageError(
+            "relevance maps follow attention through one causal sequence of words and image tokens; this model's "
+            f"image attention is {config.sharing.image_attention}"
+        )
     rows = len(batch["input_ids"])
     _check(answers, targets, rows)
     vlm.generator.check(batch, max(len(answer) for answer in answers))
@@ -250,7 +257,7 @@ def _vision_pass(
     for layer in layers:
         kept.append(x)
         x = vision_programs.encoder_layer(config, layer, x)
-    own = {"vision": {"final_norm": part["final_norm"]}, "connector": params["connector"]}
+    own = {**picture_params(config, params), "vision": {"final_norm": part["final_norm"]}}
     gradient, relevance = vision_programs.connector_back(config, own, x, gradient, relevance)
     for layer, fed_to in zip(reversed(layers), reversed(kept), strict=True):
         gradient, relevance = vision_programs.encoder_layer_back(config, layer, fed_to, gradient, relevance)

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float
 
 from smoljax.config import SmolVLMConfig
 from smoljax.grounding.layers import Layer, compiled, layer_programs
-from smoljax.grounding.programs import layer_params
-from smoljax.nn.connector import Connector
 from smoljax.nn.linear import LayerNorm
 from smoljax.nn.patch_encoder import EncoderLayer, PatchEncoder
+from smoljax.nn.smolvlm import SmolVLM
 
 
 @compiled
@@ -26,13 +25,13 @@ def patch_embedding(
     met: list[Array] = []
 
     def intercept(next_fun: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, EncoderLayer):
+        if context.module.name == "final_norm":
             met.append(args[0])
         return next_fun(*args, **kwargs)
 
-    encoder = PatchEncoder(dataclasses.replace(config.vision, num_layers=1), config.compute)
+    encoder = PatchEncoder(dataclasses.replace(config.vision, num_layers=0), config.compute)
     with nn.intercept_methods(intercept):
-        encoder.apply({"params": {**params, "layers_0": layer_params(params, 0)}}, pixels)
+        encoder.apply({"params": params}, pixels)
     return met[0]
 
 
@@ -46,20 +45,23 @@ def connector_back(
 ) -> tuple[Float[Array, "X P E"], Float[Array, "X P"]]:
     """Takes gradient and relevance from image tokens to the patches of the last encoder layer.
 
-    The connector is linear, so gradient · patch is exactly a patch's part in what its token does; a token's relevance
-    is shared out by the positive parts of its scale² patches, evenly where none is positive.
+    The released connector is linear, so gradient · patch is exactly a patch's part in what its token does (of another
+    connector, to first order); a token's relevance is shared out by the positive parts of its scale² patches, evenly
+    where none is positive.
     """
     vision, scale = config.vision, config.scale_factor
     assert vision is not None
     assert scale is not None
-    connector = Connector(config.text.hidden_size, scale, config.compute.dtype)
     norm = LayerNorm(vision.layer_norm_eps)
     normed, norm_back = jax.vjp(
         lambda x: jnp.asarray(norm.apply({"params": params["vision"]["final_norm"]}, x)), x
     )
-    _, back = jax.vjp(
-        lambda patches: jnp.asarray(connector.apply({"params": params["connector"]}, patches)), normed
-    )
+
+    def connect(patches: Array) -> Array:
+        own = {name: part for name, part in params.items() if name != "vision"}
+        return jnp.asarray(SmolVLM(config).apply({"params": own}, patches, method=SmolVLM.connect)[0])
+
+    _, back = jax.vjp(connect, normed)
     (dpatches,) = back(gradient)
     parts = jnp.maximum((dpatches * normed).astype(jnp.float32).sum(axis=-1), 0.0)
     X, side = x.shape[0], vision.grid // scale

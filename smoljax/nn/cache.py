@@ -5,9 +5,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import ComputeConfig, TextConfig
+from smoljax.sharing import ImageAttention
 
 
 @flax.struct.dataclass
@@ -19,6 +20,8 @@ class KVCache:
       v: the same for values.
       valid: [B, S] bool, True where a slot holds a real token.
       index: int32, the next slot to be written, [] for all rows together or [B] for each row alone.
+      cross: where image tokens are read by cross-attention, their (k, v) like `k` and `v`; else None.
+      blocks: [B, S] int32, which picture's image token a slot holds, 0 for words; None for causal image tokens.
     """
 
     # Any, here and in other pytrees: JAX rebuilds them with placeholders that are no arrays.
@@ -26,6 +29,8 @@ class KVCache:
     v: Any
     valid: Any
     index: Any
+    cross: Any = None
+    blocks: Any = None
 
     @property
     def num_slots(self) -> int:
@@ -33,23 +38,39 @@ class KVCache:
         return self.valid.shape[1]
 
     def per_layer(self) -> Any:
-        """What each layer gets: (k, v) pairs, in a tuple when unrolled, stacked when scanned."""
-        return tuple(zip(self.k, self.v, strict=True)) if isinstance(self.k, tuple) else (self.k, self.v)
+        """What each layer gets, (k, v) or with `cross` (k, v, k, v): in a tuple when unrolled, stacked when scanned."""
+        kinds = (self.k, self.v, *(self.cross or ()))
+        return tuple(zip(*kinds, strict=True)) if isinstance(self.k, tuple) else kinds
 
 
-def init_cache(config: TextConfig, compute: ComputeConfig, batch: int, num_slots: int) -> KVCache:
+def init_cache(
+    config: TextConfig,
+    compute: ComputeConfig,
+    batch: int,
+    num_slots: int,
+    image_attention: ImageAttention = "causal",
+) -> KVCache:
     """An empty cache of `num_slots` tokens a row, in the compute dtype."""
     shape = (batch, num_slots, config.num_kv_heads, config.head_dim)
-    if compute.scan_layers:
-        k: Any = jnp.zeros((config.num_layers, *shape), compute.dtype)
-        v: Any = jnp.zeros((config.num_layers, *shape), compute.dtype)
-    else:
-        k = tuple(jnp.zeros(shape, compute.dtype) for _ in range(config.num_layers))
-        v = tuple(jnp.zeros(shape, compute.dtype) for _ in range(config.num_layers))
-    return KVCache(k=k, v=v, valid=jnp.zeros((batch, num_slots), bool), index=jnp.zeros((), jnp.int32))
+
+    def empty() -> Any:
+        if compute.scan_layers:
+            return jnp.zeros((config.num_layers, *shape), compute.dtype)
+        return tuple(jnp.zeros(shape, compute.dtype) for _ in range(config.num_layers))
+
+    return KVCache(
+        k=empty(),
+        v=empty(),
+        valid=jnp.zeros((batch, num_slots), bool),
+        index=jnp.zeros((), jnp.int32),
+        cross=(empty(), empty()) if image_attention == "cross" else None,
+        blocks=None if image_attention == "causal" else jnp.zeros((batch, num_slots), jnp.int32),
+    )
 
 
-def write(slots: Float[Array, "B S *X"] | Bool[Array, "B S"], new: Array, index: Array) -> Array:
+def write(
+    slots: Float[Array, "B S *X"] | Bool[Array, "B S"] | Int[Array, "B S"], new: Array, index: Array
+) -> Array:
     """Puts `new` [B, T, …] into `slots` [B, S, …] from slot `index` on ([] or [B])."""
     new = new.astype(slots.dtype)
     if index.ndim == 0:

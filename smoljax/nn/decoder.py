@@ -12,7 +12,9 @@ from smoljax.nn.cache import KVCache, write
 from smoljax.nn.linear import Linear, RMSNorm
 from smoljax.nn.stacking import apply_layers, captured
 from smoljax.ops.attention import attention, causal_mask, positions_from_mask
+from smoljax.ops.image_tokens import image_blocks
 from smoljax.ops.rope import apply_rope, rope_tables
+from smoljax.sharing import ImageAttention
 
 
 class DecoderAttention(nn.Module):
@@ -26,7 +28,7 @@ class DecoderAttention(nn.Module):
         self, x: Float[Array, "B T D"], own: Any, shared: Any
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"], Any]:
         """Returns the output, the attention weights and this layer's (k, v) slots, or None without cache."""
-        cfg, (mask, cos, sin, index) = self.config, shared
+        cfg, (mask, cos, sin, index, _) = self.config, shared
         B, T, D = x.shape
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         q = apply_rope(Linear(N * H, False, self.dtype, name="q")(x).reshape(B, T, N, H), cos, sin)
@@ -36,6 +38,35 @@ class DecoderAttention(nn.Module):
             k, v = own = write(own[0], k, index), write(own[1], v, index)
         mixed, weights = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask)
         return Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H)), weights, own
+
+
+class CrossAttention(nn.Module):
+    """Words read image tokens that stand outside their sequence; without positions of its own."""
+
+    config: TextConfig
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], own: Any, index: Array | None, outside: Any
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the output, zero before any training, and this layer's (k, v) slots, or None without cache.
+
+        `outside` is the pair of image tokens [B, T, D], seated among zeros, and the mask [B, T, S] of those slots.
+        """
+        cfg, (memory, mask) = self.config, outside
+        B, T, D = x.shape
+        N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
+        q = Linear(N * H, False, self.dtype, name="q")(x).reshape(B, T, N, H)
+        k = Linear(K * H, False, self.dtype, name="k")(memory).reshape(B, T, K, H)
+        v = Linear(K * H, False, self.dtype, name="v")(memory).reshape(B, T, K, H)
+        if own is not None:
+            assert index is not None
+            k, v = own = write(own[0], k, index), write(own[1], v, index)
+        mixed, _ = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask)
+        mixed = jnp.where(mask.any(axis=-1)[..., None, None], mixed, 0)
+        out = Linear(D, False, self.dtype, zero=True, name="out")(mixed.reshape(B, T, N * H))
+        return out, own
 
 
 class DecoderMLP(nn.Module):
@@ -63,9 +94,16 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], own: Any, shared: Any) -> tuple[Float[Array, "B T D"], Any]:
         """Returns the activations, and a pair of this layer's cache slots and captured intermediates."""
         eps = self.config.rms_norm_eps
-        mixed, weights, own = DecoderAttention(self.config, self.dtype, name="attention")(
-            RMSNorm(eps, name="norm1")(x), own, shared
+        first, more = (None, None) if own is None else (own[:2], own[2:] or None)
+        if shared[4] is not None:
+            added, more = CrossAttention(self.config, self.dtype, name="cross")(
+                RMSNorm(eps, name="norm0")(x), more, shared[3], shared[4]
+            )
+            x = x + added
+        mixed, weights, first = DecoderAttention(self.config, self.dtype, name="attention")(
+            RMSNorm(eps, name="norm1")(x), first, shared
         )
+        own = None if first is None else (*first, *(more or ()))
         x = x + mixed
         x = x + DecoderMLP(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="norm2")(x))
         found = {"hidden_states": x, "attention": weights}
@@ -80,11 +118,13 @@ class Decoder(nn.Module):
         `smoljax.nn.stacking.truncate_layers` takes the first n layers of a backbone.
       compute: dtype, scan, remat.
       capture: any of "hidden_states" [L, B, T, D] (after each layer) and "attention" [L, B, N, T, S].
+      image_attention: how image tokens are seen (`smoljax.sharing.SharingConfig`).
     """
 
     config: TextConfig
     compute: ComputeConfig = ComputeConfig()
     capture: tuple[str, ...] = ()
+    image_attention: ImageAttention = "causal"
 
     @nn.compact
     def __call__(
@@ -95,6 +135,8 @@ class Decoder(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
         branch_ids: Int[Array, "B T"] | None = None,
+        is_image: Bool[Array, "B T"] | None = None,
+        memory: Float[Array, "B T D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
         """Runs the layers.
 
@@ -108,6 +150,8 @@ class Decoder(nn.Module):
             result is NaN, so that an overflow cannot pass unnoticed under jit.
           branch_ids: several continuations of one beginning in one sequence
             (`smoljax.ops.attention.causal_mask`); give `positions` too. Not together with a cache.
+          is_image: the image tokens' positions; None where there are none. Read unless image tokens are causal.
+          memory: for "cross", the image tokens at those positions, zeros elsewhere; `x` holds none of them then.
 
         Returns:
           Hidden states after the final norm, the updated cache (None without one) and the captured
@@ -129,11 +173,12 @@ class Decoder(nn.Module):
             counted = counted + cache.valid.sum(axis=-1, keepdims=True, dtype=jnp.int32)
             seen = write(cache.valid, attention_mask, index)
             mask = causal_mask(seen, jnp.reshape(index, (-1, 1)) + jnp.arange(T)[None])
+        mask, blocks, outside = self._images(mask, cache, segment_ids, is_image, memory, x)
         cos, sin = rope_tables(
             counted if positions is None else positions, self.config.head_dim, self.config.rope_theta
         )
         fields = {"config": self.config, "dtype": self.compute.dtype, "capture": self.capture}
-        shared = (mask, cos, sin, index)
+        shared = (mask, cos, sin, index, outside)
         x, outs = apply_layers(
             DecoderLayer,
             fields,
@@ -146,8 +191,44 @@ class Decoder(nn.Module):
         slots, found = outs if self.compute.scan_layers else (tuple(o[0] for o in outs), [o[1] for o in outs])
         if cache is not None:
             assert seen is not None
-            k, v = slots if self.compute.scan_layers else zip(*slots, strict=True)
+            k, v, *cross = slots if self.compute.scan_layers else zip(*slots, strict=True)
             fits = jnp.reshape(cache.index + T <= cache.num_slots, (-1, 1, 1))
             x = jnp.where(fits, x, jnp.nan)
-            cache = KVCache(k=k, v=v, valid=seen, index=cache.index + T)
+            cache = KVCache(
+                k=k,
+                v=v,
+                valid=seen,
+                index=cache.index + T,
+                cross=tuple(cross) or None,
+                blocks=None if cache.blocks is None else blocks,
+            )
         return RMSNorm(self.config.rms_norm_eps, name="final_norm")(x), cache, captured(found)
+
+    def _images(
+        self,
+        mask: Bool[Array, "B T S"],
+        cache: KVCache | None,
+        segment_ids: Array | None,
+        is_image: Array | None,
+        memory: Array | None,
+        x: Array,
+    ) -> tuple[Array, Array | None, Any]:
+        """The mask of words, which block each slot's image token belongs to, and what lies outside, or None."""
+        if self.image_attention == "causal":
+            return mask, None, None
+        B, T, _ = x.shape
+        new = jnp.zeros((B, T), jnp.int32) if is_image is None else image_blocks(is_image)
+        if cache is None:
+            blocks = new
+        else:
+            # Blocks of one call are told apart from those of the calls before it.
+            new = jnp.where(new > 0, new + cache.blocks.max(axis=-1, keepdims=True), 0)
+            blocks = write(cache.blocks, new, cache.index)
+        if self.image_attention == "cross":
+            outside = mask & (blocks > 0)[:, None, :]
+            memory = jnp.zeros_like(x) if memory is None else memory
+            return mask & (blocks == 0)[:, None, :], blocks, (memory.astype(self.compute.dtype), outside)
+        together = (new[:, :, None] == blocks[:, None, :]) & (new > 0)[:, :, None]
+        if segment_ids is not None:
+            together &= segment_ids[:, :, None] == segment_ids[:, None, :]
+        return mask | together, blocks, None

@@ -17,13 +17,13 @@ class Linear(nn.Module):
     features: int
     use_bias: bool
     dtype: str
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B X"]) -> Float[Array, "*B Y"]:
-        """Maps the last axis from X to Y = `features`; kernel [X, Y] and bias [Y]."""
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features), jnp.float32
-        )
+        """Maps the last axis from X to Y = `features`; kernel [X, Y], at first zero where `zero` says so, bias [Y]."""
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)

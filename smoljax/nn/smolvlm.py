@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
 from smoljax.nn.cache import KVCache
-from smoljax.nn.connector import Connector
+from smoljax.nn.connectors import CONNECTORS, make_connector
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.embedding import SharedEmbedding
 from smoljax.nn.patch_encoder import PatchEncoder
@@ -22,6 +22,8 @@ from smoljax.ops.patches import patch_mask
 CAPTURES = (
     "embeddings",
     "image_features",
+    "codes",
+    "residual",
     "hidden_states",
     "attention",
     "vision_hidden_states",
@@ -53,6 +55,7 @@ class SmolVLM(nn.Module):
       config: the architecture; `config.vision is None` is a text-only model.
       capture: names of intermediates to return in `Output.captured`:
         "embeddings" [B, T, D] (merged input of the decoder), "image_features" [B, I, Q, D],
+        "codes" [B, I, Q, K] and "residual" [B, I, Q] of connectors that mix or choose rows of a table,
         "hidden_states" [L, B, T, D], "attention" [L, B, N, T, S],
         "vision_hidden_states" [Lv, B·I, P, E], "vision_attention" [Lv, B·I, Nv, P, P].
     """
@@ -72,19 +75,23 @@ class SmolVLM(nn.Module):
             cfg.tie_embeddings,
             cfg.image_token_id,
             cfg.compute.dtype,
+            cfg.sharing.own_rows,
+            cfg.sharing.input_gradient,
         )
-        self.decoder = Decoder(cfg.text, cfg.compute, own)
+        self.decoder = Decoder(cfg.text, cfg.compute, own, cfg.sharing.image_attention)
         if cfg.vision is not None and cfg.scale_factor is not None:
             seen = tuple(name.removeprefix("vision_") for name in self.capture if name.startswith("vision_"))
             self.vision = PatchEncoder(cfg.vision, cfg.compute, seen)
-            self.connector = Connector(cfg.text.hidden_size, cfg.scale_factor, cfg.compute.dtype)
+            self.connector = make_connector(
+                cfg.sharing, cfg.text.hidden_size, cfg.scale_factor, cfg.compute.dtype
+            )
 
-    def encode_images(
+    def encode_patches(
         self,
         pixel_values: Float[Array, "*B C h w"],
         pixel_attention_mask: Bool[Array, "*B h w"] | None = None,
-    ) -> tuple[Float[Array, "*B Q D"], dict[str, Array]]:
-        """Tiles → image tokens in the decoder's space, and the encoder's captured intermediates."""
+    ) -> tuple[Float[Array, "*B P E"], dict[str, Array]]:
+        """Tiles → one vector a patch, and the encoder's captured intermediates."""
         if self.config.vision is None:
             raise ValueError("this model is text only: it has no patch encoder")
         *batch, C, h, w = pixel_values.shape
@@ -92,8 +99,22 @@ class SmolVLM(nn.Module):
         if pixel_attention_mask is not None:
             mask = patch_mask(pixel_attention_mask.reshape(-1, h, w), self.config.vision.patch_size)
         patches, seen = self.vision(pixel_values.reshape(-1, C, h, w), mask)
-        features = self.connector(patches)
-        return features.reshape(*batch, *features.shape[1:]), seen
+        return patches.reshape(*batch, *patches.shape[1:]), seen
+
+    def connect(self, patches: Float[Array, "*B P E"]) -> tuple[Float[Array, "*B Q D"], dict[str, Array]]:
+        """Patches → image tokens in the decoder's space, and what the connector shows of them."""
+        words = self.embedding.words() if self.connector.reads_words else None
+        return self.connector.connect(patches, words)
+
+    def encode_images(
+        self,
+        pixel_values: Float[Array, "*B C h w"],
+        pixel_attention_mask: Bool[Array, "*B h w"] | None = None,
+    ) -> tuple[Float[Array, "*B Q D"], dict[str, Array]]:
+        """Tiles → image tokens in the decoder's space, and the captured intermediates on the way."""
+        patches, seen = self.encode_patches(pixel_values, pixel_attention_mask)
+        features, shown = self.connect(patches)
+        return features, {f"vision_{key}": value for key, value in seen.items()} | shown
 
     def embed(
         self,
@@ -104,9 +125,54 @@ class SmolVLM(nn.Module):
         """Words and image tokens of a row in one sequence of vectors."""
         return self.embedding(input_ids, image_features, tile_mask)
 
+    def decode(
+        self,
+        batch: Mapping[str, Array],
+        image_features: Float[Array, "B I Q D"] | None = None,
+        cache: KVCache | None = None,
+        noise: Float[Array, "B T D"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], KVCache | None, dict[str, Array]]:
+        """A row's words and image tokens through the decoder.
+
+        Args:
+          batch: as in `__call__`; its pixels are not read.
+          image_features: of `encode_images`.
+          cache: keys and values of the tokens before these.
+          noise: added to the decoder's input.
+
+        Returns:
+          Its input, hidden states after the final norm, the updated cache, the captured intermediates.
+        """
+        ids, tiles = batch["input_ids"], batch.get("tile_mask")
+        how: dict[str, Array] = {}
+        seated = image_features
+        if self.config.sharing.image_attention != "causal" and image_features is not None:
+            how["is_image"] = ids == self.config.image_token_id
+            if self.config.sharing.image_attention == "cross":
+                seated = None
+                zeros = jnp.zeros((*ids.shape, image_features.shape[-1]), image_features.dtype)
+                how["memory"] = self.embedding.seat(zeros, ids, image_features, tiles)
+        x = self.embed(ids, seated, tiles)
+        if noise is not None:
+            x = x + noise.astype(x.dtype)
+        hidden, cache, found = self.decoder(
+            x,
+            batch.get("attention_mask"),
+            batch.get("positions"),
+            batch.get("segment_ids"),
+            cache,
+            batch.get("branch_ids"),
+            **how,
+        )
+        return x, hidden, cache, found
+
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every word, float32."""
         return self.embedding.logits(hidden)
+
+    def tables(self) -> tuple[Float[Array, "V D"], Float[Array, "V D"]]:
+        """The rows that words are looked up in, and those that logits are products with."""
+        return self.embedding.words(), self.embedding.output_table()
 
     def __call__(
         self,
@@ -132,17 +198,8 @@ class SmolVLM(nn.Module):
         features = batch.get("image_features")
         if features is None and "pixel_values" in batch:
             features, seen = self.encode_images(batch["pixel_values"], batch.get("pixel_attention_mask"))
-        x = self.embed(batch["input_ids"], features, batch.get("tile_mask"))
-        hidden, cache, found = self.decoder(
-            x,
-            batch.get("attention_mask"),
-            batch.get("positions"),
-            batch.get("segment_ids"),
-            cache,
-            batch.get("branch_ids"),
-        )
-        found |= {f"vision_{key}": value for key, value in seen.items()}
-        found |= {"embeddings": x, "image_features": features}
+        x, hidden, cache, found = self.decode(batch, features, cache)
+        found |= seen | {"embeddings": x, "image_features": features}
         scores = None
         if logits != "none":
             scores = self.logits(hidden if logits == "all" else hidden[:, -1:])
@@ -181,6 +238,14 @@ def abstract_params(config: SmolVLMConfig) -> dict[str, Any]:
 def _abstract_stacked(config: SmolVLMConfig) -> dict[str, Any]:
     # One layer is traced instead of thirty: a tenth of the time.
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def picture_params(config: SmolVLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the parameters that `encode_images` reads."""
+    names = ["vision", "connector"]
+    if CONNECTORS[config.sharing.connector].reads_words:
+        names.append("embedding")
+    return {name: params[name] for name in names}
 
 
 def count_params(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -35,8 +35,11 @@ def apply_layers(
       shared: what every layer gets (masks, RoPE tables).
 
     Returns:
-      The activations and the layers' `out`: a tuple when unrolled, stacked along a leading axis when scanned.
+      The activations and the layers' `out`: a tuple when unrolled, stacked along a leading axis when scanned, ()
+      without layers.
     """
+    if not num_layers:  # patches straight through
+        return x, ()
     if compute.remat != "none":
         policy = _POLICIES[compute.remat]
         layer = nn.remat(

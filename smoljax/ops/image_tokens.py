@@ -1,7 +1,7 @@
 """From patches to image tokens, and from image tokens into the sequence: the shared embedding space."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 def pixel_shuffle(x: Float[Array, "*B P E"], scale: int) -> Float[Array, "*B Q X"]:
@@ -46,3 +46,10 @@ def merge_image_features(
     index = jnp.where(is_image & (index >= available), I * Q, jnp.maximum(index, 0))
     gathered = jnp.take_along_axis(flat, index[:, :, None], axis=1, mode="fill", fill_value=jnp.nan)
     return jnp.where(is_image[:, :, None], gathered.astype(embeddings.dtype), embeddings)
+
+
+def image_blocks(is_image: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Which run of neighbouring `<image>` positions each position belongs to, from 1; 0 for words."""
+    before = jnp.pad(is_image, ((0, 0), (1, 0)))[:, :-1]
+    runs = jnp.cumsum(is_image & ~before, axis=-1, dtype=jnp.int32)
+    return jnp.where(is_image, runs, 0)

@@ -7,9 +7,10 @@ no released checkpoint (364-pixel tiles, 169 tokens a tile), so a missing file o
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from smoljax.errors import SmoljaxError
+from smoljax.processing.prompt import TileTokens
 
 #: The small files that make a processor, by their names in a Hugging Face folder.
 PROCESSOR_FILES = (
@@ -92,6 +93,8 @@ class ProcessorConfig:
       image: None for a text-only model.
       video: None where the checkpoint has no video settings.
       image_seq_len: `<image>` tokens a tile (64, or 81 for 2.2B); 0 for a text-only model.
+      tile_tokens: see `smoljax.processing.prompt.picture_text`; a key of processor_config.json that no released
+        checkpoint has: "learned".
       chat_template: the jinja source, or None (a base model).
       special_tokens: `bos_token`, `eos_token`, `pad_token`, `unk_token`, … as text.
       eos_token_ids: the stop ids of `generation_config.json`; empty where it names none.
@@ -103,6 +106,7 @@ class ProcessorConfig:
     chat_template: str | None
     special_tokens: Mapping[str, str]
     eos_token_ids: tuple[int, ...]
+    tile_tokens: TileTokens = "learned"
 
 
 def read_config(files: Mapping[str, bytes], *, vision: bool | None = None) -> ProcessorConfig:
@@ -146,6 +150,7 @@ def read_config(files: Mapping[str, bytes], *, vision: bool | None = None) -> Pr
         chat_template=template,
         special_tokens=special,
         eos_token_ids=eos,
+        tile_tokens=_tile_tokens(processor),
     )
 
 
@@ -160,6 +165,15 @@ def load_json(files: Mapping[str, bytes], name: str) -> Json | None:
     if not isinstance(data, dict):
         raise SmoljaxError(f"{name}: holds a {type(data).__name__}, not a JSON object; fetch the file again")
     return data
+
+
+def _tile_tokens(processor: Json) -> TileTokens:
+    found = processor.get("tile_tokens", "learned")
+    if found not in get_args(TileTokens):
+        raise SmoljaxError(
+            f"processor_config.json: tile_tokens is {found!r}; it must be one of {', '.join(get_args(TileTokens))}"
+        )
+    return found
 
 
 def _image_config(data: Json, where: str) -> ImageConfig:

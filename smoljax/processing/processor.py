@@ -4,6 +4,7 @@ Reference: `SmolVLMProcessor` and `Idefics3Processor` of transformers 5 with the
 equal and pixels are equal bit by bit. Where this differs on purpose, `Processor.batch` says so.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from smoljax.processing import chat
 from smoljax.processing import prompt as prompts
 from smoljax.processing.config import PROCESSOR_FILES, ImageConfig, ProcessorConfig, load_json, read_config
 from smoljax.processing.images import ImageInput, as_list, open_image
-from smoljax.processing.prompt import VideoStyle
+from smoljax.processing.prompt import TileTokens, VideoStyle
 from smoljax.processing.tiling import TilePlan, apply_table, cut_tiles, normalize_table, tile_plan
 from smoljax.processing.tokenizer import END_OF_UTTERANCE, IM_END, IMAGE_TOKEN, Tokenizer, unique_ids
 from smoljax.processing.video import VideoInput, frame_tiles, load_video, video_list
@@ -133,6 +134,21 @@ class Processor:
             return cls.from_files(files, vision=None if model is None else "vision_config" in model)
         except SmoljaxError as error:
             raise type(error)(f"{folder}: {error}") from error
+
+    def with_settings(
+        self, *, image_seq_len: int | None = None, tile_tokens: TileTokens | None = None
+    ) -> "Processor":
+        """The same with other settings of processor_config.json; None keeps one.
+
+        Args:
+          image_seq_len: image tokens a tile, for a model with another pixel shuffle.
+          tile_tokens: see `smoljax.processing.prompt.picture_text`.
+        """
+        given = {"image_seq_len": image_seq_len, "tile_tokens": tile_tokens}
+        given = {name: value for name, value in given.items() if value is not None}
+        stated = load_json(self.files, "processor_config.json") or {}
+        text = json.dumps({**stated, **given}, indent=2) + "\n"
+        return Processor.from_files({**self.files, "processor_config.json": text.encode()})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `files` into a folder, unchanged."""
@@ -326,7 +342,7 @@ class Processor:
                 plan = tile_plan(*image.size, config)
                 tiles.append(apply_table(table, cut_tiles(image, plan, config.resample)))
                 grids.append((plan.rows, plan.cols))
-                return prompts.picture_text(plan.rows, plan.cols, seq_len)
+                return prompts.picture_text(plan.rows, plan.cols, seq_len, self.config.tile_tokens)
             assert self.config.video is not None
             video = load_video(next(next_video), self.config.video)
             tiles.append(frame_tiles(video.frames, self.config.video))

@@ -13,6 +13,7 @@ from smoljax.errors import SmoljaxError, UsageError
 from smoljax.processing.tokenizer import FAKE_TOKEN, GLOBAL_TOKEN, IMAGE_TOKEN
 
 VideoStyle = Literal["hf", "train", "vlmevalkit"]
+TileTokens = Literal["learned", "string", "none"]
 
 #: The system turn of all SmolVLM2 training samples.
 TRAIN_SYSTEM = (
@@ -22,19 +23,29 @@ TRAIN_SYSTEM = (
 _INTRO = "You are provided the following series of {count} frames from a {duration} [H:MM:SS] video.\n"
 
 
-def picture_text(rows: int, cols: int, image_seq_len: int) -> str:
+def picture_text(rows: int, cols: int, image_seq_len: int, tile_tokens: TileTokens = "learned") -> str:
     """The tokens of one picture as text (reference: `get_image_prompt_string`).
 
     Args:
       rows, cols: its grid; (0, 0) for a picture of one tile.
       image_seq_len: `<image>` tokens a tile.
+      tile_tokens: what says where a tile lies: "learned", tokens of the vocabulary's own (released); "string", words
+        ("row 1 column 2:", "whole:"); "none", nothing. SmolVLM (2504.05299, section 3.4) compares the first two.
     """
+
+    def place(learned: str, words: str) -> str:
+        return {"learned": learned, "string": words, "none": ""}[tile_tokens]
+
     tile = IMAGE_TOKEN * image_seq_len
-    whole = f"{FAKE_TOKEN}{GLOBAL_TOKEN}{tile}{FAKE_TOKEN}"
+    whole = f"{FAKE_TOKEN}{place(GLOBAL_TOKEN, 'whole:')}{tile}{FAKE_TOKEN}"
     if rows == 0:
         return whole
     lines = (
-        "".join(f"{FAKE_TOKEN}<row_{row}_col_{col}>{tile}" for col in range(1, cols + 1)) + "\n"
+        "".join(
+            f"{FAKE_TOKEN}{place(f'<row_{row}_col_{col}>', f'row {row} column {col}:')}{tile}"
+            for col in range(1, cols + 1)
+        )
+        + "\n"
         for row in range(1, rows + 1)
     )
     return "".join(lines) + "\n" + whole

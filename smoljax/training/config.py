@@ -6,6 +6,9 @@ from typing import Literal, get_args
 from smoljax.config import ComputeDtype, Remat, SmolVLMConfig
 from smoljax.data.config import DataConfig
 from smoljax.errors import UsageError
+from smoljax.nn.adapt import Tie
+from smoljax.processing.prompt import TileTokens
+from smoljax.sharing import SharingConfig
 
 OptimizerName = Literal["adamw", "muon"]
 Decay = Literal["cosine", "wsd", "linear", "constant"]
@@ -22,6 +25,10 @@ class ModelConfig:
       start: MODEL of the command line whose weights, architecture and processor are taken.
       fresh_rows: draw those rows of its word table anew that it never learned: whose cosine with another row is above
         this (0.9). For data with words that the model has not met (`smoljax.training.fresh_rows`). None: none.
+      sharing: how image tokens and words share the embedding space, in place of the architecture's or the checkpoint's
+        own; what that needs and the checkpoint lacks is made fresh (`smoljax.nn.adapt`). None: as it is.
+      tie, scale_factor: see `smoljax.nn.adapt.adapt`; belong to start.
+      tile_tokens: what says in the prompt where a tile lies (`smoljax.processing.prompt.picture_text`); None: as it is.
       dtype: of activations; parameters and optimizer state are float32 whatever this says.
       scan_layers: one compiled layer instead of `num_layers`; compiles faster.
       remat: what the backward pass recomputes (`smoljax.config.ComputeConfig`).
@@ -31,6 +38,10 @@ class ModelConfig:
     processor: str | None = None
     start: str | None = None
     fresh_rows: float | None = None
+    sharing: SharingConfig | None = None
+    tie: Tie | None = None
+    scale_factor: int | None = None
+    tile_tokens: TileTokens | None = None
     dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
@@ -41,6 +52,11 @@ class ModelConfig:
             raise UsageError("model: give either architecture (with processor) or start")
         if self.architecture is not None and self.processor is None:
             raise UsageError("model: a fresh architecture needs processor, a folder with tokenizer.json")
+        for name, value, kind in (("tie", self.tie, Tie), ("tile_tokens", self.tile_tokens, TileTokens)):
+            if value is not None:
+                _one_of(f"model.{name}", value, kind)
+        if self.start is None and (self.tie is not None or self.scale_factor is not None):
+            raise UsageError("model: tie and scale_factor belong to start; a fresh architecture has its own")
         if self.fresh_rows is not None and (self.start is None or not 0 < self.fresh_rows < 1):
             raise UsageError(
                 f"model.fresh_rows is {self.fresh_rows}; it must be a cosine between 0 and 1, and belongs to start"
@@ -211,7 +227,63 @@ class Distill:
             raise UsageError(f"distill.temperature is {self.temperature}; it must be above 0")
 
 
-Objective = NextToken | Contrastive | Dense | Distill
+@dataclass(frozen=True)
+class BagOfWords:
+    """The words said about a picture are to be read off its image tokens, by products with the word rows.
+
+    Attributes:
+      weight: factor in the sum of objectives.
+      balance: as `NextToken.balance`.
+      chunk: tokens whose scores exist at a time.
+    """
+
+    weight: float = 0.1
+    balance: float = 0.0
+    chunk: int = 1024
+    name = "bag_of_words"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        _at_least(1, **{"bag_of_words.chunk": self.chunk})
+
+
+@dataclass(frozen=True)
+class GapPenalty:
+    """Image tokens and words are to have one centroid as the decoder's input.
+
+    Attributes:
+      weight: factor on the squared distance of the centroids over the words' mean squared length.
+    """
+
+    weight: float = 1.0
+    name = "gap"
+
+
+@dataclass(frozen=True)
+class SoftTie:
+    """Word table and output head are to be near each other; for untied models.
+
+    Attributes:
+      weight: factor on ‖E − W‖² over the mean of ‖E‖² and ‖W‖².
+    """
+
+    weight: float = 1.0
+    name = "soft_tie"
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """Projections are to be near the rows that replace them (van den Oord et al. 2017); for "nearest_word".
+
+    Attributes:
+      weight: factor on the mean squared distance.
+    """
+
+    weight: float = 0.25
+    name = "commitment"
+
+
+Objective = NextToken | Contrastive | Dense | Distill | BagOfWords | GapPenalty | SoftTie | Commitment
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
 """Config files: Python that builds a `TrainConfig`, overrides from the command line, and the resolved copy."""
 
 import dataclasses
+import inspect
 import json
 import os
 import runpy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.training.config import TrainConfig
-from smoljax.training.overrides import override
+from smoljax.training.overrides import override, parse
 
 RESOLVED = "config.json"
 # What may differ when a run goes on: none of these changes a number that the run computes.
@@ -31,10 +32,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """The `TrainConfig` of a config file, with overrides.
 
     Args:
-      path: a Python file that defines `config = TrainConfig(…)`, or a function `config()` that returns one. It may
+      path: a Python file that defines `config = TrainConfig(…)`, or a function `config(…)` that returns one. It may
         import what lies in the current folder.
       overrides: of `smoljax.training.overrides.override`: "optimizer.lr=3e-4", "data.sources.0.weight=2",
-        "objectives.contrastive.weight=0.5".
+        "objectives.contrastive.weight=0.5". Those that name an argument of the function are given to it.
 
     Raises:
       UsageError: no such file, no config in it, a key or value that does not fit.
@@ -50,10 +51,28 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise
     except Exception as error:
         raise SmoljaxError(f"{file}: the config file fails with {type(error).__name__}: {error}") from error
-    config = found() if callable(found) else found
+    config = found
+    if callable(found):
+        given, overrides = _arguments(found, overrides)
+        config = found(**given)
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{file}: must define `config`, a smoljax.training.config.TrainConfig")
     return override(config, overrides)
+
+
+def _arguments(function: Callable[..., Any], overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The overrides that are arguments of a config function, and the others."""
+    parameters = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
+    rest: list[str] = []
+    for item in overrides:
+        key, equals, text = (part.strip() for part in item.partition("="))
+        if equals and key in parameters:
+            default = parameters[key].default
+            given[key] = parse(text, type(default) if default is not None else Any, default, key)
+        else:
+            rest.append(item)
+    return given, rest
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def path_of(path: tuple[Any, ...]) -> str:
 
 
 def is_muon_matrix(path: str, leaf: Any) -> bool:
-    """Whether Muon takes it: the matrices inside layers, and the connector; stacked ones by layer."""
+    """Whether Muon takes it: the matrices inside layers and of the connector; stacked ones by layer."""
     stacked = "/layers/" in path
-    inside = stacked or "/layers_" in path or path == "connector/proj/kernel"
+    inside = stacked or "/layers_" in path or path.startswith("connector/")
     return inside and path.endswith("kernel") and leaf.ndim == 2 + stacked
 
 
@@ -63,7 +63,7 @@ def labels(config: OptimizerConfig, params: Any) -> Any:
         if kind == "muon" and not is_muon_matrix(name, leaf):
             kind = "adamw"
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-        if leaf.ndim < 2 or not name.endswith(("kernel", "table", "head")):
+        if leaf.ndim < 2 or not name.endswith(("kernel", "table", "head", "rows")):
             decay = 0.0
         return f"{kind} {group.lr!r} {decay!r}"
 

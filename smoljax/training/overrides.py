@@ -48,7 +48,7 @@ def override(config: T, items: Sequence[str]) -> T:
 
 def _changed(node: Any, changes: Changes | str, hint: Any, path: str) -> Any:
     if isinstance(changes, str):
-        return _parse(changes, hint, node, path)
+        return parse(changes, hint, node, path)
     if isinstance(node, tuple):
         items = list(node)
         names = [str(getattr(item, "name", index)) for index, item in enumerate(items)]
@@ -86,7 +86,7 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _parse(text: str, hint: Any, old: Any, path: str) -> Any:
+def parse(text: str, hint: Any, old: Any, path: str) -> Any:
     """The value that a text stands for, in the type of its field."""
     options = _options(hint)
     try:

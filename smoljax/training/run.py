@@ -258,7 +258,9 @@ class _Run:
             return folder
         config = self.start.config.with_compute(dtype="float32", scan_layers=False, remat="none")
         files = dict(self.start.processor.files)
-        files["config.json"] = json_bytes(to_hf_config(config, dtype="float32"))
+        files.pop("config.json", None)
+        if config.sharing.released:
+            files["config.json"] = json_bytes(to_hf_config(config, dtype="float32"))
         if jax.process_index() == 0:
             checkpoint = Checkpoint(
                 config, export_params(self.weights), files, source=f"smoljax train, run {self.config.name}"

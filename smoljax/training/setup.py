@@ -1,5 +1,6 @@
 """What stands before the first step: the model and its processor, the teacher, the state and its placement."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.convert.convert import load_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import check_processor, processor_of, resolve
+from smoljax.nn.adapt import adapt
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.processing.processor import Processor
@@ -44,8 +46,8 @@ def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> St
 
     Args:
       model: see there.
-      weights: False leaves a checkpoint's weights unread (a run that resumes has its own).
-      seed: of rows that are drawn anew.
+      weights: False leaves a checkpoint's weights out (a run that resumes has its own).
+      seed: of what is made fresh.
 
     Raises:
       UsageError: no such model.
@@ -57,23 +59,38 @@ def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> St
         assert model.processor is not None
         processor = Processor.from_folder(model.processor)
         check_processor(model.architecture, processor, model.processor)
-        return Start(model.architecture.with_compute(**compute), processor, None)
+        fresh = model.architecture.with_compute(**compute)
+        if model.sharing is not None:
+            fresh = dataclasses.replace(fresh, sharing=model.sharing)
+        return Start(fresh, _processor(processor, fresh, model), None)
     path = resolve(model.start)
     checkpoint = load_checkpoint(path, "float32", resolve=resolve)
     if "tokenizer.json" not in checkpoint.files:
         raise SmoljaxError(f"{model.start}: has no tokenizer.json, which training needs; copy it there")
     processor = processor_of(checkpoint, path)
-    params = None
-    if weights:
-        params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
-        params = jax.tree.map(np.asarray, params)
-        if model.fresh_rows is not None:
-            tables = {
-                name: with_fresh_rows(leaf, model.fresh_rows, seed)[0] if name in ("table", "head") else leaf
-                for name, leaf in params["embedding"].items()
-            }
-            params = {**params, "embedding": tables}
-    return Start(checkpoint.config.with_compute(**compute), processor, params)
+    config = checkpoint.config.with_compute(**compute)
+    params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
+    changes = {"sharing": model.sharing, "tie": model.tie, "scale_factor": model.scale_factor}
+    if any(change is not None for change in changes.values()):
+        config, params = adapt(config, params, **changes, seed=seed)
+    processor = _processor(processor, config, model)
+    if not weights:
+        return Start(config, processor, None)
+    params = jax.tree.map(np.asarray, params)
+    if model.fresh_rows is not None:
+        tables = {
+            name: with_fresh_rows(leaf, model.fresh_rows, seed)[0] if name in ("table", "head") else leaf
+            for name, leaf in params["embedding"].items()
+        }
+        params = {**params, "embedding": tables}
+    return Start(config, processor, params)
+
+
+def _processor(processor: Processor, config: SmolVLMConfig, model: ModelConfig) -> Processor:
+    """The processor with what the run changes of it."""
+    if config.image_seq_len == processor.config.image_seq_len and model.tile_tokens is None:
+        return processor
+    return processor.with_settings(image_seq_len=config.image_seq_len, tile_tokens=model.tile_tokens)
 
 
 def open_teacher(config: TrainConfig, student: Start) -> tuple[SmolVLMConfig, Any] | None:

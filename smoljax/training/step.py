@@ -1,7 +1,8 @@
 """The training step: one pure, compiled function from a state and a batch to the next state."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -60,33 +61,35 @@ def look(
       key: of the noise.
     """
 
-    def run(model: SmolVLM) -> tuple[Any, Any]:
-        patches = features = None
+    def run(model: SmolVLM) -> Seen:
+        words, head = model.tables()
+        seen = Seen(None, None, words, head)
+        features, shown = None, {}
         if config.vision is not None and batch["pixel_values"].shape[1]:
-            pixels = batch["pixel_values"]
-            flat = pixels.reshape(-1, *pixels.shape[2:])
-            patches, _ = model.vision(flat)
+            seen = dataclasses.replace(seen, patches=model.encode_patches(batch["pixel_values"])[0])
             if decoder:
-                features = model.connector(patches)
-                features = features.reshape(*pixels.shape[:2], *features.shape[1:])
-            patches = patches.reshape(*pixels.shape[:2], *patches.shape[1:])
+                features, shown = model.connect(seen.patches)
         if not decoder:
-            return patches, None
-        x = model.embed(batch["input_ids"], features, batch["tile_mask"] if features is not None else None)
+            return seen
+        ids, segments = batch["input_ids"], batch["segment_ids"]
+        added = None
         if noise:
             assert key is not None
-            T, D = x.shape[1:]
-            x = x + (noise * (T * D) ** -0.5 * jax.random.uniform(key, x.shape, minval=-1, maxval=1)).astype(
-                x.dtype
-            )
-        segments = batch["segment_ids"]
-        hidden, _, _ = model.decoder(x, segments > 0, batch["positions"], segments, None, batch["branch_ids"])
-        return patches, hidden
+            shape = (*ids.shape, config.text.hidden_size)
+            size = noise * (shape[1] * shape[2]) ** -0.5
+            added = size * jax.random.uniform(key, shape, minval=-1, maxval=1)
+        names = ("input_ids", "tile_mask", "positions", "branch_ids")  # a text-only batch has no tiles
+        inputs = {name: batch[name] for name in names if name in batch}
+        inputs |= {"attention_mask": segments > 0, "segment_ids": segments}
+        x, hidden, _, _ = model.decode(inputs, features, None, added)
+        is_image = ids == config.image_token_id if features is not None else jnp.zeros(ids.shape, bool)
+        return dataclasses.replace(
+            seen, hidden=hidden, embeddings=x, is_image=is_image, residual=shown.get("residual")
+        )
 
     with trained_products():
-        patches, hidden = SmolVLM(config).apply({"params": params}, method=run)  # type: ignore[arg-type]
-    embedding = params["embedding"]
-    return Seen(patches, hidden, embedding.get("head", embedding["table"]))
+        seen = SmolVLM(config).apply({"params": params}, method=run)  # type: ignore[arg-type]
+    return cast(Seen, seen)
 
 
 def loss_function(
@@ -109,7 +112,7 @@ def loss_function(
         )
         if teacher is not None:
             guide = look(teacher, jax.lax.stop_gradient(taught), batch)
-            seen = Seen(seen.patches, seen.hidden, seen.head, guide)
+            seen = dataclasses.replace(seen, teacher=guide)
         total, measures = jnp.float32(0), {}
         for objective in config.objectives:
             own = params.get("objectives", {}).get(objective.name, {})

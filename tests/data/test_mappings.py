@@ -132,7 +132,7 @@ def test_your_own_mapping_by_function_and_by_name():
     assert said(by_name(3, drawn(0)).conversations[0]) == ("Well?", "YES")
     with pytest.raises(UsageError, match="a mapping 'mnist' already"):
         register_mapping("mnist", mine)
-    with pytest.raises(UsageError, match="no mapping 'cifar10'; known: coco_captions, mnist, scenes"):
+    with pytest.raises(UsageError, match=r"no mapping 'cifar10'; known: coco_captions, .*mnist, scenes"):
         find_mapping(None, "cifar10", {})
     with pytest.raises(UsageError, match="the mapping of scenes has no option question"):
         find_mapping("scenes", "scenes", {"question": 3})

@@ -12,9 +12,10 @@ import pytest
 from experiments import commands
 from experiments.distillation import run
 from experiments.distillation.alone import config as alone
-from experiments.distillation.compare import FIGURES, compare, student_interval
+from experiments.distillation.compare import FIGURES, compare
 from experiments.distillation.page import page, verdict
 from experiments.distillation.taught import config as taught
+from experiments.statistics import student_interval
 from smoljax import presets
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import load_checkpoint

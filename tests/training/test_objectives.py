@@ -10,6 +10,7 @@ from smoljax.training.objectives.contrastive import gather, infonce_loss, sigmoi
 from smoljax.training.objectives.dense import dense_sums, patch_weights
 from smoljax.training.objectives.distillation import hidden_sum, kl_sum
 from smoljax.training.objectives.next_token import balanced_weights, next_token_sums, shift
+from smoljax.training.objectives.sharing import bag_of_words_sum, centroid_gap, tie_distance
 
 RNG = np.random.default_rng(0)
 HIDDEN = RNG.normal(size=(23, 8)).astype(np.float32)
@@ -77,7 +78,7 @@ def test_accuracy_counts_every_learned_token_once_whatever_it_weighs():
 
 
 def test_contrastive_losses_against_loops():
-    image, text = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    image, text = jnp.asarray(RNG.normal(size=(2, 5, 8)).astype(np.float32))
     valid = np.array([True, True, False, True, True])
     a = image / np.linalg.norm(image, axis=1, keepdims=True)
     b = text / np.linalg.norm(text, axis=1, keepdims=True)
@@ -134,3 +135,41 @@ def test_distillation_is_zero_for_the_teacher_itself_and_matches_the_formula():
     projection = RNG.normal(size=(8, 6)).astype(np.float32)
     error = np.mean((HIDDEN @ projection - other) ** 2, axis=1)
     np.testing.assert_allclose(hidden_sum(HIDDEN, other, projection, MASK), (error * MASK).sum(), rtol=1e-5)
+
+
+def sharing_batch():
+    """Two rows of 6: the first holds two samples, of two pictures' tokens and one word each way."""
+    x = jnp.asarray(RNG.normal(size=(2, 6, 8)).astype(np.float32))
+    is_image = jnp.asarray([[1, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 0]], bool)
+    segments = jnp.asarray([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0]])
+    weights = jnp.asarray([[0, 0, 1, 0, 1, 0.5], [0, 1, 0, 1, 0, 0]])
+    targets = jnp.asarray(RNG.integers(0, 11, (2, 6)))
+    return x, is_image, segments, weights, targets
+
+
+def test_bag_of_words_reads_each_samples_own_image_tokens():
+    x, is_image, segments, weights, targets = sharing_batch()
+    total = bag_of_words_sum(x, is_image, HEAD, targets, weights, segments, chunk=4)
+    by_hand = 0.0
+    for mean, places in ((x[0, :2].mean(0), [2]), (x[0, 3], [4, 5])):
+        scores = jax.nn.log_softmax(HEAD @ mean)
+        by_hand -= sum(weights[0, t] * scores[targets[0, t]] for t in places)
+    np.testing.assert_allclose(total, by_hand, rtol=1e-5)  # the second row has no picture: nothing
+
+
+def test_centroid_gap_is_the_distance_of_means_over_the_words_length():
+    x, is_image, segments, *_ = sharing_batch()
+    is_word = (segments > 0) & ~is_image
+    image, words = np.asarray(x)[np.asarray(is_image)], np.asarray(x)[np.asarray(is_word)]
+    expected = np.sum((image.mean(0) - words.mean(0)) ** 2) / np.sum(words**2, axis=-1).mean()
+    np.testing.assert_allclose(centroid_gap(x, is_image, is_word), expected, rtol=1e-5)
+    assert centroid_gap(x, jnp.zeros_like(is_image), is_word) == 0
+
+
+def test_tie_distance_is_nought_for_one_table_and_two_for_strangers():
+    assert tie_distance(HEAD, HEAD) == 0
+    strangers = RNG.normal(size=(2, 4000, 8))
+    np.testing.assert_allclose(tie_distance(*map(jnp.asarray, strangers)), 2.0, rtol=0.03)
+    # The size is not differentiated: shrinking both tables is no way out.
+    gradient = jax.grad(tie_distance)(jnp.asarray(HEAD), jnp.asarray(2 * HEAD))
+    np.testing.assert_allclose(gradient, -2 * HEAD / (2.5 * np.sum(HEAD**2)), rtol=1e-4)

@@ -3,11 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length one, float32."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))
+from smoljax.ops.mixing import unit
 
 
 def sigmoid_loss(
