@@ -67,7 +67,9 @@ for layer in range(len(seen.image)):
         seen.image[layer].reshape(-1, seen.image.shape[-1])[some].astype(float),
         seen.text[layer].astype(float),
     )
-    gap, apart = geometry.centroid_gap(x, y)["unit"], geometry.separability(x, y)
+    gap = geometry.centroid_gap(x, y)["unit"]
+    # Never fitted to the pictures and words that it is tested on.
+    apart = geometry.separability(x, y, some // seen.image.shape[2], seen.text_ids)
     print(f"{layer:5d} {gap:5.2f} {apart:10.3f} {geometry.effective_rank(x):22.1f}")
 
 # %% [markdown]
@@ -87,7 +89,8 @@ def name(ids):
 
 
 def shown(index):
-    top = seen.logits(last, vlm.config.text.rms_norm_eps)[index].argmax(-1)
+    normed = seen.normed(last, vlm.config.text.rms_norm_eps)[index]
+    top = lens.nearest_rows(normed, seen.head, 1, "dot")[:, 0]
     near = seen.text_ids[lens.nearest_rows(seen.image[last, index], seen.text[last], 1)[:, 0]]
     return {
         "input: nearest row": lens.nearest_rows(seen.image[0, index], seen.words, 1)[:, 0],

@@ -29,7 +29,7 @@ class SharingConfig:
         by cross-attention in every layer (as Flamingo, Alayrac et al. 2022; an output projection that starts at
         zero takes the place of its gate).
       input_gradient: factor on the gradient that the word table gets as the decoder's input; its values do not change.
-        Below 1, a tied table leans to its use as output.
+        A tied table leans to its use as output, whose gradients are larger (2603.26663); above 1 it leans less.
       own_rows: ids from this one on have rows of their own beside the word table, so that the table can be frozen while
         new tokens learn (reference: `DecoupledEmbedding` of Idefics); None: all rows in one table.
     """
@@ -53,8 +53,8 @@ class SharingConfig:
         if self.image_attention not in get_args(ImageAttention):
             known = ", ".join(get_args(ImageAttention))
             raise SmoljaxError(f"image_attention is {self.image_attention!r}; it must be one of {known}")
-        if not 0 <= self.input_gradient <= 1:
-            raise SmoljaxError(f"input_gradient is {self.input_gradient}; it must be between 0 and 1")
+        if not 0 <= self.input_gradient <= 100:
+            raise SmoljaxError(f"input_gradient is {self.input_gradient}; it must be between 0 and 100")
         if self.own_rows is not None and self.own_rows < 1:
             raise SmoljaxError(f"own_rows is {self.own_rows}; it must be an id from 1 on, or None")
 
@@ -66,13 +66,6 @@ class SharingConfig:
             (),
             "causal",
             None,
-        )
-
-    def with_options(self, **options: Option) -> "SharingConfig":
-        """The same with some options set."""
-        merged: dict[str, Any] = {**dict(self.options), **options}
-        return SharingConfig(
-            self.connector, tuple(merged.items()), self.image_attention, self.input_gradient, self.own_rows
         )
 
 

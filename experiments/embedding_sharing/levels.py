@@ -1,14 +1,17 @@
 """The two levels of the grid: from scratch on scenes, and on the words of a real language model."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from experiments.commands import ROOT, trained
 from experiments.embedding_sharing import words
 from experiments.embedding_sharing.dense import BASE, OUT
 from experiments.embedding_sharing.variants import Variant, known
 from experiments.scenes.dense import PROCESSOR
+from smoljax.training.config_file import as_json, read_config
 
 HERE = "experiments/embedding_sharing"
 CONTROL = "random"
@@ -55,6 +58,16 @@ class Level:
         found = trained(f"{HERE}/dense.py", workdir / f"dense-{seed}", [f"seed={seed}", *dense])
         expected = f"{OUT}/dense-{seed}/model"
         return [] if found["model"] == expected else [f"model.start={found['model']}"]
+
+    def before(self, variant: Variant, seed: int, dense: list[str]) -> dict[str, Any] | None:
+        """The config of what a row starts from, None where it starts from nothing."""
+        if self.name == "words" or not variant.encoder:
+            return None
+        return as_json(read_config(ROOT / HERE / "dense.py", [f"seed={seed}", *dense]))
+
+    def architecture(self) -> dict[str, Any] | None:
+        """That of the control row, as JSON; None where it is a model's own."""
+        return json.loads(json.dumps(asdict(BASE))) if self.name == "scenes" else None
 
     def untrained(self, seed: int, workdir: Path) -> Path:
         """The model of the control row: random weights; on real words, the start with its fresh connector."""

@@ -6,8 +6,10 @@
 """
 
 import argparse
+import hashlib
 import importlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +86,15 @@ def answer_batches(vlm: VLM, count: int, rows: int = 16) -> Any:
 def task(vlm: VLM, batches: list[dict[str, Any]], gap: np.ndarray) -> dict[str, Any]:
     """What is answered rightly: as it is, and with image tokens changed; by picture for paired tests."""
     found: dict[str, Any] = {}
+    half = max(1, len(batches) // 2)
     for change in CHANGES:
         if change != "none" and vlm.config.sharing.image_attention == "cross" and change == "move":
             continue
-        part = batches if change == "none" else batches[: max(1, len(batches) // 2)]
+        part = batches if change == "none" else batches[:half]
         found[change] = _answers(vlm, part, change, gap)
+    # On the same pictures as the changes are made on.
+    same = np.array(found["none"]["by_picture"][: sum(len(batch["kinds"]) for batch in batches[:half])])
+    found["none"]["accuracy_of_half"] = float(same[:, 0].sum() / same[:, 1].sum())
     return found
 
 
@@ -133,6 +139,7 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
     places = np.arange(N * Q) % Q
     groups = np.arange(N * Q) // Q
     eps = vlm.config.text.rms_norm_eps
+    neighbours = partial(similarity.mutual_knn, k=min(10, N - 1))
     rows = []
     for layer in range(layers):
         image = seen.image[layer].reshape(-1, D).astype(np.float64)
@@ -149,9 +156,11 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
             "rank_text": geometry.effective_rank(text[words]),
             "frechet": geometry.frechet_distance(image, text),
             "energy": geometry.energy_distance(geometry.unit(image[tokens]), geometry.unit(text[words])),
-            "separability": geometry.separability(image[tokens], text[words]),
+            "separability": geometry.separability(
+                image[tokens], text[words], groups[tokens], seen.text_ids[words]
+            ),
             "cka": vars(similarity.calibrated(similarity.debiased_cka, *pooled, shuffles=50)),
-            "knn": vars(similarity.calibrated(similarity.mutual_knn, *pooled, shuffles=50)),
+            "knn": vars(similarity.calibrated(neighbours, *pooled, shuffles=50)),
             "retrieval": retrieval.pooled_retrieval(*pooled),
         }
         if layer in (0, layers // 2, layers - 1):
@@ -161,11 +170,10 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
                 "row": probes.probe_accuracy(image, places // side, groups),
                 "column": probes.probe_accuracy(image, places % side, groups),
             }
-        logits = seen.logits(layer, eps).reshape(N * Q, -1)
-        best = np.argpartition(-logits[shown], TOP, axis=-1)[:, :TOP]
+        normed = seen.normed(layer, eps).reshape(N * Q, D)[shown]
         row["lens"] = {
             "input": _hits(lens.nearest_rows(image[shown], seen.words, TOP), true),
-            "logit": _hits(best, true),
+            "logit": _hits(lens.nearest_rows(normed, seen.head, TOP, "dot"), true),
             "contextual": _hits(_contextual(seen, layer, image[shown], text), true),
         }
         rows.append(row)
@@ -173,6 +181,7 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
     nearest = lens.nearest_rows(first, seen.words, 1)[:, 0]
     found = {
         "layers": rows,
+        "tie": tie(seen.words, seen.head),
         "nearest_word_entropy": lens.word_entropy(nearest),
         "metrics": {
             metric: _hits(lens.nearest_rows(first[shown], seen.words, TOP, metric), true)
@@ -182,8 +191,14 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
         "map": embedding_map(seen, shapes, colours),
     }
     if seen.codes is not None:
-        found["codes"] = codes.code_use(seen.codes.reshape(N * Q, -1).astype(np.float64))
+        found["codes"] = codes.code_use(seen.codes.reshape(N * Q, -1))
     return found
+
+
+def tie(words: np.ndarray, head: np.ndarray) -> float:
+    """‖E − W‖² over the mean of ‖E‖² and ‖W‖²: 0 for one table, 2 for strangers."""
+    size = 0.5 * (np.square(words).sum() + np.square(head).sum())
+    return float(np.square(words - head).sum() / size)
 
 
 def _true_words(vlm: VLM, shapes: np.ndarray, colours: np.ndarray) -> list[frozenset[int]]:
@@ -220,14 +235,15 @@ def shown_lens(vlm: VLM, seen: captures.Captured, nearest: np.ndarray) -> list[d
     """For a few pictures, the word that each image token is nearest to at the input, and by the logits at the end."""
     tokenizer = vlm.require_processor().tokenizer
     Q = seen.image.shape[2]
-    last = seen.logits(len(seen.image) - 1, vlm.config.text.rms_norm_eps)[:SHOWN].argmax(-1)
+    normed = seen.normed(len(seen.image) - 1, vlm.config.text.rms_norm_eps)[:SHOWN]
+    last = lens.nearest_rows(normed.reshape(-1, normed.shape[-1]), seen.head, 1, "dot").reshape(-1, Q)
     return [
         {
             "picture": index,
             "input": [tokenizer.decode([int(word)]) for word in nearest.reshape(-1, Q)[index]],
             "logit": [tokenizer.decode([int(word)]) for word in last[index]],
         }
-        for index in range(min(SHOWN, len(last)))
+        for index in range(len(last))
     ]
 
 
@@ -308,6 +324,15 @@ def speed(vlm: VLM, batch: dict[str, Any], times: int = 3) -> dict[str, float]:
     return {"pictures_a_second": round(len(batch["input_ids"]) / best, 1)}
 
 
+def code() -> str:
+    """Twelve digits of the source that measures: rows of other code are measured anew."""
+    import smoljax.analysis as package
+
+    here = Path(__file__)
+    files = [*sorted(Path(package.__file__).parent.glob("*.py")), here, here.with_name("pictures.py")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -324,7 +349,7 @@ def main() -> None:
     row = {"model": args.model, "pictures": args.pictures, **measure(vlm, args.pictures)}
     if args.text:
         row["text"] = plain_text(vlm, args.text.read_text())
-    row |= {"seconds": round(time.perf_counter() - started, 1), "machine": machine()}
+    row |= {"code": code(), "seconds": round(time.perf_counter() - started, 1), "machine": machine()}
     write_json(args.out, row)
     print(f"{args.out}: accuracy {row['task']['none']['accuracy']:.3f}, {row['seconds']} s")
 

@@ -76,7 +76,7 @@ def word_ids(tokenizer: Tokenizer, word: str) -> frozenset[int]:
 
 
 def answers_record(index: int, split: str, questions: int, boxes: int = 1) -> Record:
-    """The record of a scene for measuring: its first caption's conversation, places, and some questions."""
+    """The record of a scene for measuring: a caption, places and some questions, drawn by the scene's number."""
     return scenes_record(
         scene(split, index).example(),
         questions=questions,

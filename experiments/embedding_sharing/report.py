@@ -49,22 +49,24 @@ HEAD = """# Embedding sharing: one space for image patches and words, varied
 Written by `python -m experiments.embedding_sharing.run` from the rows in `experiments/embedding_sharing/results`;
 `--report` redraws it. What can be varied and measured: [sharing.md](sharing.md). Each row's file holds its config, its
 hash, versions and times; rerunning it from its config gives the same numbers
-([how](your_connector.md#rerunning-a-row)).
+([how](your_connector.md#rerunning-a-row)). The same page in one file: [report.html](embedding_sharing/report.html).
 """
 TOLD = {
     "scenes": """## (a) From scratch on scenes
 
 {rows} variants, seeds {seeds} of the base; {steps} steps of 16 pictures each, after a patch encoder that each seed
-trains once. Same start, pictures, questions, order and steps for all; where parameters or cost differ, the table of
-cost says so. Measured on the first {pictures} pictures of `tfds:scenes:test`.
+trains once on labels of patches (*no_encoder* goes without). Same start otherwise, same pictures, order and steps for
+all, and the same questions but in *contrastive*, where in the mean 7.1 conversations a picture find room and not
+7.0. Where parameters or cost differ, the table of cost says so. Measured on the first {pictures} pictures of
+`tfds:scenes:test`.
 """,
     "words": """## (b) On real words
 
 SmolLM2-135M-Instruct (fetched; 4-bit weights, as float32) behind the patch encoder of smolvlm-nano. Word table and, but
 in the row *tuned*, decoder stay as they are; encoder, connector and the rows of the new tokens learn for {steps} steps
 of 8 pictures. {rows} variants, seeds {seeds} of the base; measured on the first {pictures} pictures of
-`tfds:scenes:test`, and on plain English (`experiments/embedding_sharing/text.txt`), which a frozen decoder cannot
-unlearn.
+`tfds:scenes:test`, and on plain English (`experiments/embedding_sharing/text.txt`), which a frozen decoder
+unlearns at most through the new tokens' rows.
 """,
 }
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Embedding sharing</title><style>
@@ -115,7 +117,7 @@ def section(level: str, rows: Rows, drawn: list[str]) -> str:
     told = TOLD[level].format(
         steps=base["training"]["steps"],
         seeds=", ".join(map(str, sorted(rows[BASE]))),
-        rows=len(rows),
+        rows=len(set(rows) - {CONTROL}),
         pictures=base["measured"]["pictures"],
     )
     real = all("text" in row["measured"] for found in rows.values() for row in found.values())
@@ -164,23 +166,45 @@ def conclusions(rows: Rows, found: dict[str, Any]) -> str:
     def said(name: str) -> str:
         return f"*{name}* ({100 * found[name]['mean']:+.1f})"
 
+    def mean(change: str) -> float:
+        column = next(column for column in CAUSAL if column.name == change)
+        return 100 * float(np.mean(values(rows[BASE], column)))
+
+    control = ""
+    if CONTROL in rows:
+        about = next(iter(rows[CONTROL].values()))["about"]
+        control = f" The control ({about}): {100 * np.mean(values(rows[CONTROL], TASK[0])):.1f} %."
     sure = [name for name in found if differs(found[name])]
     better = [said(name) for name in sure if found[name]["mean"] > 0]
     worse = [said(name) for name in sure if found[name]["mean"] < 0]
     open_ = [said(name) for name in found if name not in sure]
-    control = np.mean(values(rows[CONTROL], TASK[0])) if CONTROL in rows else float("nan")
     base = np.mean(values(rows[BASE], TASK[0]))
+    single = [name for name, item in found.items() if item["by_seed"] is None]
     lines = [
-        f"- The base answers {100 * base:.1f} % of the questions; random weights {100 * control:.1f} %.",
+        (
+            f"- The base answers {100 * base:.1f} % of the questions; of the first half's pictures "
+            f"{mean('none'):.1f} %, and with another picture's tokens, which is what guessing gives, {mean('swap'):.1f}"
+            f" %.{control}"
+        ),
         f"- Beyond both intervals better than *linear*: {', '.join(better) or 'none'}.",
         f"- Beyond both intervals worse: {', '.join(worse) or 'none'}.",
         f"- Not to be told apart from it here: {', '.join(open_) or 'none'}.",
         (
-            f"- {len(found)} differences are looked at; at 95 %, chance alone gives "
-            f"about {0.05 * len(found):.1f} beyond one interval. Few seeds make the intervals by seed wide: what "
-            "is not told apart may still differ by less than they show."
+            f"- {len(found)} differences are looked at; at 95 %, chance alone gives about {0.05 * len(found):.1f} "
+            "beyond one interval. Few seeds make the intervals by seed wide: what is not told apart may still differ "
+            "by less than they show."
         ),
     ]
+    if single:
+        beyond = [
+            said(name)
+            for name in single
+            if min(found[name]["by_picture"]) > 0 or max(found[name]["by_picture"]) < 0
+        ]
+        lines.append(
+            f"- One seed says nothing about the luck of seeds, so none of {', '.join(single)} can be told apart yet; "
+            f"beyond the interval by picture alone: {', '.join(beyond) or 'none'}."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -40,7 +40,10 @@ class Column:
 
 def _layer(number: int, *keys: str) -> Callable[[dict[str, Any]], float]:
     def read(measured: dict[str, Any]) -> float:
-        found: Any = measured["space"]["layers"][number]
+        layers = measured["space"]["layers"]
+        if number == -1 and len(layers) == 1:  # image tokens that never pass through the decoder
+            return math.nan
+        found: Any = layers[number]
         for key in keys:
             found = found[key]
         return float(found)
@@ -62,10 +65,11 @@ TASK = (
     Column("caption loss", lambda m: m["task"]["none"]["caption_loss"], False, "nats a token"),
 )
 TEXT = (Column("text loss", lambda m: m["text"]["loss"], False, "plain English, nats a token"),)
+_OF = {"none": "accuracy_of_half"}
 CAUSAL = tuple(
     Column(
         change,
-        lambda m, change=change: m["task"].get(change, {}).get("accuracy", math.nan),
+        lambda m, change=change: m["task"].get(change, {}).get(_OF.get(change, "accuracy"), math.nan),
     )
     for change in ("none", "swap", "shuffle", "average", "move")
 )
@@ -82,26 +86,45 @@ SPACE = (
         False,
         "median image token over median word",
     ),
+    Column("E and W", lambda m: m["space"]["tie"], False, "squared distance of the tables, 2 for strangers"),
     Column("anisotropy", _layer(0, "anisotropy_image"), False, "mean cosine of image tokens"),
     Column("rank", _layer(0, "rank_image"), False, "effective rank of image tokens"),
     Column("CKA", _layer(-1, "cka", "value"), False, "last layer, pictures and their captions"),
-    Column("neighbours", _layer(-1, "knn", "value"), True, "mutual 10 nearest, last layer"),
-    Column("R@1", _layer(-1, "retrieval", "image_to_text_r1"), True, "last layer, mean tokens, centred"),
+    Column(
+        "neighbours",
+        _layer(-1, "knn", "value"),
+        True,
+        "mutual 10 nearest, last layer; chance is 10 in the number of pictures",
+    ),
+    Column(
+        "R@1",
+        _layer(-1, "retrieval", "image_to_text_r1"),
+        True,
+        "last layer, mean tokens, centred; chance is one in the number of pictures",
+    ),
 )
 LENS = (
-    Column("input", _layer(0, "lens", "input", "top1"), about="nearest word row at the decoder's input"),
-    Column("input, chance", _layer(0, "lens", "input", "top1_null")),
-    Column("logit", _layer(-1, "lens", "logit", "top5"), about="output head on the last layer, best five"),
+    Column(
+        "input", _layer(0, "lens", "input", "top5"), about="the five nearest word rows at the decoder's input"
+    ),
+    Column("input, chance", _layer(0, "lens", "input", "top5_null")),
+    Column(
+        "logit", _layer(-1, "lens", "logit", "top5"), about="the output head's best five on the last layer"
+    ),
     Column("logit, chance", _layer(-1, "lens", "logit", "top5_null")),
     Column(
         "contextual",
         _layer(-1, "lens", "contextual", "top5"),
-        about="words in captions, last layer, best five",
+        about="the five nearest words in captions, last layer",
     ),
     Column("contextual, chance", _layer(-1, "lens", "contextual", "top5_null")),
     Column("shape probe", _layer(0, "probes", "shape", "accuracy"), about="linear, at the decoder's input"),
     Column("colour probe", _layer(0, "probes", "colour", "accuracy")),
-    Column("row probe", _layer(0, "probes", "row", "accuracy")),
+    Column(
+        "row probe",
+        _layer(0, "probes", "row", "accuracy"),
+        about="chance is 1/6, 1/3 with shuffle4",
+    ),
 )
 
 

@@ -11,6 +11,7 @@ variants comes first, then seed 1, ….
 
 import argparse
 import hashlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ from typing import Any
 from experiments.commands import ROOT, machine, read_lines, trained, write_json
 from experiments.embedding_sharing.dense import OUT
 from experiments.embedding_sharing.levels import CONTROL, HERE, LEVELS, Level
+from experiments.embedding_sharing.measure import code
 from experiments.embedding_sharing.variants import Variant
+from smoljax.nn.connectors import CONNECTORS
 from smoljax.training.config_file import FREE, as_json, read_config
 
 
@@ -43,7 +46,12 @@ def row_of(
     out = results / f"{variant.name}-{seed}.json"
     started = level.starts(variant, seed, workdir, dense)
     overrides = [f"sharing={variant.name}", f"seed={seed}", *extra, *started]
-    config = as_json(read_config(ROOT / level.config, overrides))
+    config = {
+        "run": as_json(read_config(ROOT / level.config, overrides)),
+        "before": level.before(variant, seed, dense),
+    }
+    if variant.own:
+        config["connector"] = inspect.getsource(CONNECTORS[variant.sharing.connector])
     if _is_there(out, config, pictures):
         return out
     run = workdir / f"{variant.name}-{seed}"
@@ -58,7 +66,7 @@ def row_of(
 def control_row(level: Level, seed: int, workdir: Path, results: Path, pictures: int) -> Path:
     """The row of a model that learned nothing."""
     out = results / f"{CONTROL}-{seed}.json"
-    config = {"untrained": level.control, "seed": seed}
+    config = {"untrained": level.control, "architecture": level.architecture(), "seed": seed}
     if _is_there(out, config, pictures):
         return out
     model = level.untrained(seed, workdir)
@@ -70,15 +78,15 @@ def control_row(level: Level, seed: int, workdir: Path, results: Path, pictures:
 
 
 def _is_there(out: Path, config: dict[str, Any], pictures: int) -> bool:
-    """Whether the row of this config is there; stops at one of another."""
+    """Whether the row of this config is there, measured by the code as it is; stops at one of another config."""
     if not out.exists():
         return False
     before = json.loads(out.read_text())
-    if before["config_hash"] == config_hash(config) and before["measured"]["pictures"] == pictures:
-        return True
-    raise SystemExit(
-        f"{out} is of another config or other pictures; remove it to make the row anew, or take another --results"
-    )
+    if before["config_hash"] != config_hash(config):
+        raise SystemExit(
+            f"{out} is of another config; remove it to make the row anew, or take another --results"
+        )
+    return before["measured"]["pictures"] == pictures and before["measured"]["code"] == code()
 
 
 def _write(
@@ -99,8 +107,10 @@ def _write(
 
 def measure(model: str, out: Path, pictures: int, text: str | None = None) -> dict[str, Any]:
     """The measurements of a model, in a process of their own; what is measured already is read."""
-    if out.exists() and (found := json.loads(out.read_text()))["pictures"] == pictures:
-        return found
+    if out.exists():
+        found = json.loads(out.read_text())
+        if (found["pictures"], found.get("code"), "text" in found) == (pictures, code(), bool(text)):
+            return found
     command = [sys.executable, "-m", f"{HERE.replace('/', '.')}.measure", model, "--out", str(out)]
     command += ["--pictures", str(pictures), *(["--text", text] if text else [])]
     print("$", *command[1:], file=sys.stderr, flush=True)
@@ -110,7 +120,12 @@ def measure(model: str, out: Path, pictures: int, text: str | None = None) -> di
 
 def config_hash(config: dict[str, Any]) -> str:
     """Twelve digits that two runs share exactly if nothing that they compute differs."""
-    kept = {key: value for key, value in config.items() if key not in FREE}
+    kept = {
+        name: {key: value for key, value in part.items() if key not in FREE}
+        if isinstance(part, dict)
+        else part
+        for name, part in config.items()
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

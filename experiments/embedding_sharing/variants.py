@@ -88,8 +88,8 @@ for _variant in (
     Variant(
         "tied_scaled",
         "table",
-        "one table, a quarter of the input's gradient",
-        SharingConfig(input_gradient=0.25),
+        "one table, four times the input's gradient",
+        SharingConfig(input_gradient=4.0),
         tie="table",
     ),
     Variant(
@@ -117,7 +117,12 @@ for _variant in (
         SharingConfig("nearest_word"),
         objectives=(Commitment(0.25),),
     ),
-    Variant("no_encoder", "decoder", "patches straight into a deeper decoder", encoder=False),
+    Variant(
+        "no_encoder",
+        "decoder",
+        "patches straight into a deeper decoder, without the stage of labels",
+        encoder=False,
+    ),
     Variant(
         "bidirectional",
         "decoder",
@@ -134,7 +139,7 @@ for _variant in (
     Variant(
         "contrastive",
         "objective",
-        "pictures and captions pulled together",
+        "pictures and captions pulled together (rows 44 tokens longer for the captions)",
         objectives=(Contrastive(0.1, "infonce"),),
     ),
     Variant(

@@ -54,7 +54,7 @@ VARIANTS = {
             "word_mixture",
             "words",
             "a softmax mixture of the 49,280 word rows",
-            SharingConfig("word_mixture", {"temperature": 0.1}),
+            SharingConfig("word_mixture", {"temperature": 1.5}),
         ),
         Variant(
             "visual_table_words",
@@ -104,7 +104,7 @@ def start(folder: Path) -> Path:
     kernel = rng.normal(0, width**-0.5, (width, table.shape[1])).astype(np.float32)
     params = {
         "vision": sight.params["vision"],
-        "connector": {"proj": {"kernel": kernel * table.std()}},
+        "connector": {"proj": {"kernel": kernel}},
         "embedding": {"table": np.concatenate([table, rows])},
         "decoder": text.params["decoder"],
     }
@@ -127,15 +127,19 @@ def data(split: str) -> DataConfig:
 
 def config(sharing: str = "linear", seed: int = 0) -> TrainConfig:
     """The run of a variant; `sharing` is a key of VARIANTS."""
-    variants = {**known(), **VARIANTS}  # one's own, too
+    variants = {**{name: item for name, item in known().items() if item.own}, **VARIANTS}
     if sharing not in variants:
         raise UsageError(f"no variant {sharing!r}; known: {', '.join(variants)}")
     variant = variants[sharing]
+    if not variant.encoder:
+        raise UsageError(f"{sharing}: a variant without the patch encoder has no place on real words")
     return TrainConfig(
         name=f"words-{sharing}-{seed}",
         model=ModelConfig(
             start=str(start(Path(START))),
             sharing=replace(variant.sharing, own_rows=49152),
+            tie=variant.tie,
+            scale_factor=variant.scale_factor,
             scan_layers=True,
         ),
         data=data("train"),

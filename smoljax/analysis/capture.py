@@ -50,13 +50,12 @@ class Captured:
         total = np.zeros((count, self.text.shape[-1]))
         np.add.at(total, self.text_items, self.text[layer])
         number = np.bincount(self.text_items, minlength=count)[:, None]
-        return self.image[layer].mean(1), total / np.maximum(number, 1)
+        return self.image[layer].astype(np.float64).mean(1), total / np.maximum(number, 1)
 
-    def logits(self, layer: int, eps: float) -> np.ndarray:
-        """[N, Q, V] float32: the output head on a layer's image tokens, after the final norm (logit lens)."""
+    def normed(self, layer: int, eps: float) -> np.ndarray:
+        """[N, Q, D] float32: image tokens after the final norm; the logit lens is their products with `head`."""
         x = self.image[layer]
-        normed = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * self.norm
-        return normed @ self.head.T
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + eps) * self.norm
 
 
 def capture(
@@ -134,14 +133,16 @@ def _own_tokens(vlm: VLM, fed: dict[str, np.ndarray], texts: Sequence[str]) -> n
     for row, text in enumerate(texts):
         ids, real = fed["input_ids"][row], fed["attention_mask"][row]
         # After a template the first word has a blank before it, so its token is another; the rest is compared.
-        wanted = tokenizer.encode(f" {text}")
-        length = int(real.sum())
-        for start in range(length):
-            if ids[start + 1 : start + len(wanted)].tolist() == list(wanted[1:]):
-                own[row, start : min(start + len(wanted), length)] = True
-                break
-        else:
+        wanted, length = list(tokenizer.encode(f" {text}")), int(real.sum())
+        places = [
+            start
+            for skip in (0, 1)  # the whole, else all but its first token
+            for start in range(length - len(wanted) + 1)
+            if len(wanted) > skip and ids[start + skip : start + len(wanted)].tolist() == wanted[skip:]
+        ]
+        if not places:
             raise UsageError(f"text {text!r} cannot be found among its own tokens")
+        own[row, places[0] : places[0] + len(wanted)] = True
     return own
 
 

@@ -15,10 +15,14 @@ def code_use(codes: np.ndarray, threshold: float = 1e-3) -> dict[str, float]:
       `token_perplexity`, the mean over tokens of exp of its own entropy: 1 where each token takes one row;
       `dead`, the share of dead rows.
     """
-    mean = codes.mean(0)
+    mean, own = np.zeros(codes.shape[1]), 0.0
+    for start in range(0, len(codes), 512):  # a real vocabulary's weights are large
+        block = codes[start : start + 512].astype(np.float64)
+        mean += block.sum(0) / len(codes)
+        own += np.exp(_entropy(block)).sum() / len(codes)
     return {
         "perplexity": float(np.exp(_entropy(mean))),
-        "token_perplexity": float(np.exp(_entropy(codes)).mean()),
+        "token_perplexity": float(own),
         "dead": float((mean < threshold / codes.shape[1]).mean()),
     }
 

@@ -66,13 +66,26 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.sign(square) * np.sqrt(abs(square)))
 
 
-def separability(x: np.ndarray, y: np.ndarray, seed: int = 0) -> float:
+def separability(
+    x: np.ndarray,
+    y: np.ndarray,
+    groups_x: np.ndarray | None = None,
+    groups_y: np.ndarray | None = None,
+    seed: int = 0,
+) -> float:
     """How well a linear probe tells x from y on vectors it was not fitted to: the area under its ROC curve, 0.5 to 1.
 
     Fisher's discriminant with a ridge of a hundredth of the mean variance, fitted on a random half of each.
+
+    Args:
+      x, y: [n, D] and [m, D].
+      groups_x, groups_y: [n] and [m]; vectors of one group (one picture, one word) are never on both sides. None: every
+        vector is its own.
+      seed: of the halves.
     """
     rng = np.random.default_rng(seed)
-    (fit_x, test_x), (fit_y, test_y) = (_halves(cloud, rng) for cloud in (x, y))
+    fit_x, test_x = _halves(x, groups_x, rng)
+    fit_y, test_y = _halves(y, groups_y, rng)
     within = np.cov(fit_x, rowvar=False) + np.cov(fit_y, rowvar=False)
     within += np.eye(x.shape[1]) * max(0.01 * np.trace(within) / x.shape[1], 1e-12)
     axis = np.linalg.solve(within, fit_x.mean(0) - fit_y.mean(0))
@@ -101,6 +114,10 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(square, 0))
 
 
-def _halves(x: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    order = rng.permutation(len(x))
-    return x[order[: len(x) // 2]], x[order[len(x) // 2 :]]
+def _halves(
+    x: np.ndarray, groups: np.ndarray | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    groups = np.arange(len(x)) if groups is None else groups
+    names = np.unique(groups)
+    fitted = np.isin(groups, rng.permutation(names)[: len(names) // 2])
+    return x[fitted], x[~fitted]

@@ -5,13 +5,14 @@ Input lens: rows of the word table. Logit lens: the output head on a hidden stat
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from smoljax.analysis.geometry import unit
 
 Metric = Literal["cosine", "dot", "l2"]
+BLOCK = 1024  # vectors whose scores exist at a time
 
 
 def nearest_rows(x: np.ndarray, rows: np.ndarray, k: int = 1, metric: Metric = "cosine") -> np.ndarray:
@@ -23,17 +24,20 @@ def nearest_rows(x: np.ndarray, rows: np.ndarray, k: int = 1, metric: Metric = "
       k: how many.
       metric: "cosine", "dot" (as logits), or "l2".
     """
+    if metric not in get_args(Metric):
+        raise ValueError(f"metric is {metric!r}; it must be {', '.join(get_args(Metric))}")
+    lengths = np.square(rows).sum(-1)
     if metric == "cosine":
-        scores = unit(x) @ unit(rows).T
-    elif metric == "dot":
-        scores = x @ rows.T
-    elif metric == "l2":
-        scores = 2 * x @ rows.T - np.square(rows).sum(-1)
-    else:
-        raise ValueError(f"metric is {metric!r}; it must be cosine, dot or l2")
-    best = np.argpartition(-scores, k - 1, axis=-1)[:, :k]
-    order = np.argsort(-np.take_along_axis(scores, best, axis=-1), axis=-1, kind="stable")
-    return np.take_along_axis(best, order, axis=-1)
+        x, rows = unit(x), unit(rows)
+    found = []
+    for start in range(0, len(x), BLOCK):
+        scores = x[start : start + BLOCK] @ rows.T
+        if metric == "l2":
+            scores = 2 * scores - lengths
+        best = np.argpartition(-scores, k - 1, axis=-1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, best, axis=-1), axis=-1, kind="stable")
+        found.append(np.take_along_axis(best, order, axis=-1))
+    return np.concatenate([*found, np.empty((0, k), int)]).astype(int)
 
 
 def hit_rate(found: np.ndarray, true: Sequence[frozenset[int] | set[int]]) -> float:

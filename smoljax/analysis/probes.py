@@ -25,7 +25,8 @@ def probe_accuracy(
     if not len(fit_x) or not len(test_x):
         raise ValueError("a probe needs vectors of at least two groups")
     classes, place, count = np.unique(fit_y, return_inverse=True, return_counts=True)
-    mean, scale = fit_x.mean(0), fit_x.std(0) + 1e-9
+    mean, scale = fit_x.mean(0), fit_x.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)  # a dimension that never varies says nothing
     a = np.concatenate([(fit_x - mean) / scale, np.ones((len(fit_x), 1))], axis=1).astype(np.float64)
     target = np.eye(len(classes))[place] - count / len(fit_y)
     penalty = np.eye(a.shape[1]) * ridge * len(a)

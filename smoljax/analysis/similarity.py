@@ -67,6 +67,8 @@ def _centred_gram(x: np.ndarray) -> np.ndarray:
     n = len(x)
     if n < 4:
         raise ValueError(f"{n} things are too few; the unbiased HSIC needs 4")
+    x = x.astype(np.float64)
+    x = x - x.mean(0)
     gram = x @ x.T
     np.fill_diagonal(gram, 0)
     rows = gram.sum(0) / (n - 2)

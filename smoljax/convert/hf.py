@@ -191,6 +191,7 @@ def save_hf(
     """
     check_dtype(dtype)
     text_only = checkpoint.config.vision is None
+    _check_prompt(checkpoint)
     entries = names.expand(checkpoint.config)
     leaves = checked_leaves(checkpoint, entries)
     stored = {
@@ -248,6 +249,16 @@ def checked_leaves(checkpoint: Checkpoint, entries: list[names.Entry]) -> dict[s
     if bad := [path for path, leaf in leaves.items() if not all_finite(np.asarray(leaf))]:
         raise SmoljaxError(f"{where}: NaN or infinite values in {len(bad)} tensor(s): {', '.join(bad)}")
     return leaves
+
+
+def _check_prompt(checkpoint: Checkpoint) -> None:
+    """SmoljaxError for a processor whose prompts transformers would write otherwise."""
+    stated = json.loads(checkpoint.files.get("processor_config.json", b"{}")).get("tile_tokens", "learned")
+    if stated != "learned":
+        raise SmoljaxError(
+            f"its prompts mark tiles by {stated!r} (tile_tokens of processor_config.json), which transformers does not "
+            "know; the native format holds it"
+        )
 
 
 def _split(

@@ -43,10 +43,7 @@ def adapt(
     Raises:
       SmoljaxError: a sharing that the model cannot have.
     """
-    sharing = config.sharing if sharing is None else sharing
-    tied = config.tie_embeddings if tie is None else tie != "untied"
-    scale = config.scale_factor if scale_factor is None else scale_factor
-    new = dataclasses.replace(config, sharing=sharing, tie_embeddings=tied, scale_factor=scale)
+    new = adapted(config, sharing=sharing, tie=tie, scale_factor=scale_factor)
     embedding = _tables(dict(params["embedding"]), config, new, tie)
     given = {**params, "embedding": embedding}
     wanted = jax.tree_util.tree_flatten_with_path(abstract_params(new))
@@ -55,6 +52,22 @@ def adapt(
     made = dict(zip(missing, _fresh(new, missing, embedding["table"], seed), strict=True))
     return new, jax.tree.unflatten(
         wanted[1], [made[path] if path in made else have[path] for path, _ in wanted[0]]
+    )
+
+
+def adapted(
+    config: SmolVLMConfig,
+    *,
+    sharing: SharingConfig | None = None,
+    tie: Tie | None = None,
+    scale_factor: int | None = None,
+) -> SmolVLMConfig:
+    """The architecture that `adapt` gives."""
+    return dataclasses.replace(
+        config,
+        sharing=config.sharing if sharing is None else sharing,
+        tie_embeddings=config.tie_embeddings if tie is None else tie != "untied",
+        scale_factor=config.scale_factor if scale_factor is None else scale_factor,
     )
 
 

@@ -27,17 +27,19 @@ from smoljax.errors import SmoljaxError
 from smoljax.nn.connector import Connector
 from smoljax.nn.linear import LayerNorm, Linear
 from smoljax.ops.image_tokens import pixel_shuffle
-from smoljax.ops.mixing import match_norm, mix_rows, nearest_rows
+from smoljax.ops.mixing import match_norm, mix_rows, nearest_rows, unit
 from smoljax.sharing import SharingConfig
 
 CONNECTORS: dict[str, type[Connector]] = {"linear": Connector}
+#: Called where a connector is replaced: caches of shapes.
+ON_FORGET: list[Callable[[], None]] = []
 Kind = TypeVar("Kind", bound=type[Connector])
 NORM_EPS = 1e-5
 Start = Literal["random", "words"]
 
 
 def register(name: str) -> Callable[[Kind], Kind]:
-    """Makes a `Connector` known by a name.
+    """Makes a `Connector` known by a name; a class of the same name (an edited notebook cell) takes its place.
 
     Raises:
       SmoljaxError: another class of another module has it already.
@@ -47,10 +49,19 @@ def register(name: str) -> Callable[[Kind], Kind]:
         old = CONNECTORS.get(name)
         if old is not None and old.__qualname__ != kind.__qualname__:
             raise SmoljaxError(f"there is a connector {name!r} already: {old.__module__}.{old.__qualname__}")
+        if old is not None and old is not kind:
+            forget()
         CONNECTORS[name] = kind
         return kind
 
     return put
+
+
+def forget() -> None:
+    """Lets go of what was traced with a class that another has replaced."""
+    for clear in ON_FORGET:
+        clear()
+    jax.clear_caches()
 
 
 def make_connector(sharing: SharingConfig, features: int, scale_factor: int, dtype: str) -> Connector:
@@ -68,12 +79,26 @@ def make_connector(sharing: SharingConfig, features: int, scale_factor: int, dty
     common = {"features", "scale_factor", "dtype", "parent", "name"}
     known = [item.name for item in dataclasses.fields(kind) if item.name not in common]
     options: dict[str, Any] = dict(sharing.options)
+    defaults = {item.name: item.default for item in dataclasses.fields(kind)}
     if unknown := sorted(set(options) - set(known)):
         raise SmoljaxError(
             f"connector {sharing.connector!r} has no option {', '.join(unknown)}; it has: "
             f"{', '.join(known) or 'none'}"
         )
+    for name, value in options.items():
+        _check_option(sharing.connector, name, value, defaults[name])
     return kind(features=features, scale_factor=scale_factor, dtype=dtype, **options)
+
+
+def _check_option(connector: str, name: str, value: Any, default: Any) -> None:
+    """SmoljaxError for an option of another type than its default, or a number that cannot be."""
+    where = f"connector {connector!r}: {name} is {value!r}"
+    kinds = (int, float) if type(default) is float else (type(default),)
+    if type(value) not in kinds:
+        raise SmoljaxError(f"{where}; it must be a {type(default).__name__}, as {default!r} is")
+    least = {"temperature": "above 0", "rows": "above 0"}.get(name, "0 or more")
+    if isinstance(value, int | float) and (value < 0 or (least == "above 0" and not value > 0)):
+        raise SmoljaxError(f"{where}; it must be {least}")
 
 
 def _words(table: Any) -> Any:
@@ -142,7 +167,9 @@ class NormMatched(Connector):
 
 @register("word_mixture")
 class WordMixture(Connector):
-    """A convex mixture of word rows, softmax(LayerNorm(projection)·Eᵀ/τ)·E (AlignVLM, Masry et al. 2025, eq. 3).
+    """A convex mixture of word rows, softmax(LayerNorm(projection)·Eᵀ/τ)·E.
+
+    After AlignVLM (Masry et al. 2025), whose scores come from a matrix of its own that starts as the output head.
 
     Attributes:
       temperature: τ.
@@ -206,7 +233,8 @@ class VisualTable(Connector):
 class NearestWord(Connector):
     """Each image token is the word row nearest to its projection; gradients pass straight through (VQ-VAE).
 
-    The residual [*B, Q] is what the objective `Commitment` makes small.
+    The residual [*B, Q] is what the objective `Commitment` makes small: the squared distance of the two, with
+    `cosine` of their directions.
 
     Attributes:
       cosine: nearest by angle; else by distance.
@@ -224,7 +252,8 @@ class NearestWord(Connector):
         x = self.projected(patches).astype(jnp.float32)
         index = nearest_rows(x, words, cosine=self.cosine)
         rows = words[index]
-        residual = jnp.sum(jnp.square(x - rows), axis=-1)
+        apart = unit(x) - unit(rows) if self.cosine else x - rows
+        residual = jnp.sum(jnp.square(apart), axis=-1)
         straight = x + jax.lax.stop_gradient(rows - x)
         return straight.astype(self.dtype), {
             "codes": jax.nn.one_hot(index, len(words)),

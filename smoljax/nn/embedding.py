@@ -46,17 +46,12 @@ class SharedEmbedding(nn.Module):
         table = self.table
         if self.own_rows is not None:
             table = jnp.concatenate([table[: self.own_rows], self.rows])
-        if self.input_gradient != 1:
-            fixed = jax.lax.stop_gradient(table)
-            table = fixed + self.input_gradient * (table - fixed)
-        return table
+        return self._scaled(table)
 
     def output_table(self) -> Float[Array, "V D"]:
         """The rows that logits are products with, float32."""
-        head = self.table if self.tie else self.head
-        if self.own_rows is None:
-            return head
-        return jnp.concatenate([head[: self.own_rows], self.rows if self.tie else self.head_rows])
+        parts = self._heads()
+        return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def __call__(
         self,
@@ -68,7 +63,11 @@ class SharedEmbedding(nn.Module):
 
         Without `image_features` an `<image>` id is an ordinary word: decoding never merges.
         """
-        x = self.words()[input_ids].astype(self.dtype)
+        x = self.table[input_ids]
+        if self.own_rows is not None:  # two lookups, so that no step of decoding builds a whole table
+            own = self.rows[jnp.maximum(input_ids - self.own_rows, 0)]
+            x = jnp.where((input_ids >= self.own_rows)[..., None], own, x)
+        x = self._scaled(x).astype(self.dtype)
         if image_features is None:
             return x
         return self.seat(x, input_ids, image_features, tile_mask)
@@ -87,5 +86,22 @@ class SharedEmbedding(nn.Module):
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every word, float32."""
-        head = self.output_table().astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, head, preferred_element_type=jnp.float32)
+        scores = [
+            jnp.einsum("...d,vd->...v", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
+            for head in self._heads()
+        ]
+        return jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0]
+
+    def _heads(self) -> list[Float[Array, "_ D"]]:
+        """The output's rows in one piece, or in two where new tokens have their own."""
+        head = self.table if self.tie else self.head
+        if self.own_rows is None:
+            return [head]
+        return [head[: self.own_rows], self.rows if self.tie else self.head_rows]
+
+    def _scaled(self, rows: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """The same rows, with their gradient scaled."""
+        if self.input_gradient == 1:
+            return rows
+        fixed = jax.lax.stop_gradient(rows)
+        return fixed + self.input_gradient * (rows - fixed)

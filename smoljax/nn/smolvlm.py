@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
 from smoljax.nn.cache import KVCache
-from smoljax.nn.connectors import CONNECTORS, make_connector
+from smoljax.nn.connectors import CONNECTORS, ON_FORGET, make_connector
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.embedding import SharedEmbedding
 from smoljax.nn.patch_encoder import PatchEncoder
@@ -238,6 +238,9 @@ def abstract_params(config: SmolVLMConfig) -> dict[str, Any]:
 def _abstract_stacked(config: SmolVLMConfig) -> dict[str, Any]:
     # One layer is traced instead of thirty: a tenth of the time.
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+ON_FORGET.append(_abstract_stacked.cache_clear)
 
 
 def picture_params(config: SmolVLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:

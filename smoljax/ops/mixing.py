@@ -22,7 +22,7 @@ def mix_rows(
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B K"]]:
     """softmax(scores)·rows and the weights, float32; with `top_k` only the k best rows have weight."""
     if top_k:
-        least = jax.lax.top_k(scores, top_k)[0][..., -1:]
+        least = jax.lax.top_k(scores, min(top_k, scores.shape[-1]))[0][..., -1:]
         scores = jnp.where(scores >= least, scores, -jnp.inf)
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
     return weights @ rows.astype(jnp.float32), weights

@@ -69,9 +69,13 @@ def _arguments(function: Callable[..., Any], overrides: Sequence[str]) -> tuple[
         key, equals, text = (part.strip() for part in item.partition("="))
         if equals and key in parameters:
             default = parameters[key].default
-            given[key] = parse(text, type(default) if default is not None else Any, default, key)
+            hint = Any if default in (None, inspect.Parameter.empty) else type(default)
+            given[key] = parse(text, hint, default, key)
         else:
             rest.append(item)
+    needed = [item.name for item in parameters.values() if item.default is item.empty and item.kind <= 1]
+    if missing := [name for name in needed if name not in given]:
+        raise UsageError(f"this config asks for {', '.join(missing)}: --set {missing[0]}=VALUE")
     return given, rest
 
 

@@ -14,7 +14,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.convert.convert import load_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import check_processor, processor_of, resolve
-from smoljax.nn.adapt import adapt
+from smoljax.nn.adapt import adapt, adapted
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.processing.processor import Processor
@@ -69,21 +69,21 @@ def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> St
         raise SmoljaxError(f"{model.start}: has no tokenizer.json, which training needs; copy it there")
     processor = processor_of(checkpoint, path)
     config = checkpoint.config.with_compute(**compute)
-    params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
     changes = {"sharing": model.sharing, "tie": model.tie, "scale_factor": model.scale_factor}
-    if any(change is not None for change in changes.values()):
-        config, params = adapt(config, params, **changes, seed=seed)
-    processor = _processor(processor, config, model)
+    changed = adapted(config, **changes)
+    processor = _processor(processor, changed, model)
     if not weights:
-        return Start(config, processor, None)
-    params = jax.tree.map(np.asarray, params)
+        return Start(changed, processor, None)
+    params = stack_layers(checkpoint.params) if model.scan_layers else unstack_layers(checkpoint.params)
     if model.fresh_rows is not None:
         tables = {
-            name: with_fresh_rows(leaf, model.fresh_rows, seed)[0] if name in ("table", "head") else leaf
+            name: with_fresh_rows(np.asarray(leaf), model.fresh_rows, seed)[0] if leaf.ndim == 2 else leaf
             for name, leaf in params["embedding"].items()
         }
         params = {**params, "embedding": tables}
-    return Start(config, processor, params)
+    if changed != config:
+        params = adapt(config, params, **changes, seed=seed)[1]
+    return Start(changed, processor, jax.tree.map(np.asarray, params))
 
 
 def _processor(processor: Processor, config: SmolVLMConfig, model: ModelConfig) -> Processor:

@@ -68,6 +68,14 @@ def test_separability_of_what_cannot_and_what_can_be_told_apart():
     assert geometry.separability(cloud(20000), shifted) == pytest.approx(0.760, abs=0.01)
 
 
+def test_separability_is_not_taken_in_by_words_that_come_again():
+    # Forty words of one distribution on each side, each many times: nothing but the words themselves tells the sides.
+    x, y = (cloud(40, 30, seed=seed)[np.arange(2000) % 40] for seed in (0, 1))
+    words = np.arange(2000) % 40
+    assert geometry.separability(x, y) > 0.85
+    assert geometry.separability(x, y, words, words) == pytest.approx(0.5, abs=0.25)
+
+
 def test_area_under_roc_by_hand():
     assert geometry.area_under_roc(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
     assert geometry.area_under_roc(np.array([1.0]), np.array([1.0])) == 0.5

@@ -68,6 +68,14 @@ def test_captured_words_are_the_texts_and_rows_of_the_table(vlm, seen):
         assert tokenizer.decode(own.tolist()).strip() == text
 
 
+def test_a_text_of_one_token_is_found():
+    nano = smoljax.load("smolvlm-nano", dtype="float32")
+    picture = np.zeros((96, 96, 3), np.uint8)
+    found = capture(nano, [picture], ["red", "small green"], batch_size=2)
+    words = [nano.require_processor().tokenizer.decode([int(i)]).strip() for i in found.text_ids]
+    assert words == ["red", "small", "green"]
+
+
 def test_pooled_and_logits_by_hand(vlm, seen):
     image, text = seen.pooled(1)
     np.testing.assert_allclose(image[1], seen.image[1, 1].mean(0), rtol=1e-5)
@@ -77,7 +85,7 @@ def test_pooled_and_logits_by_hand(vlm, seen):
     hidden = seen.image[-1, 0]
     normed = hidden / np.sqrt((hidden**2).mean(-1, keepdims=True) + eps) * seen.norm
     logits = SmolVLM(vlm.config).apply({"params": vlm.params}, jnp.asarray(normed), method=SmolVLM.logits)
-    np.testing.assert_allclose(seen.logits(-1, eps)[0], logits, atol=1e-4)
+    np.testing.assert_allclose(seen.normed(-1, eps)[0] @ seen.head.T, logits, atol=1e-4)
 
 
 def test_a_crossing_model_has_image_tokens_at_the_input_only(vlm, pictures):

@@ -47,8 +47,10 @@ def test_seeds_differ_and_unknown_names_are_refused():
     zero, one = (read_config(SCENES, ["sharing=mlp", f"seed={seed}"]) for seed in (0, 1))
     assert (zero.seed, one.seed) == (0, 1)
     assert zero.model.start != one.model.start
-    assert run.config_hash(as_json(zero)) != run.config_hash(as_json(one))
-    assert run.config_hash(as_json(zero)) == run.config_hash({**as_json(zero), "log_every": 99})
+    zero, one = {"run": as_json(zero)}, {"run": as_json(one)}
+    assert run.config_hash(zero) != run.config_hash(one)
+    assert run.config_hash(zero) == run.config_hash({"run": {**zero["run"], "log_every": 99}})
+    assert run.config_hash(zero) != run.config_hash({**zero, "before": {"steps": 9}})
     with pytest.raises(UsageError, match="no variant 'mpl'"):
         read_config(SCENES, ["sharing=mpl"])
 
@@ -79,7 +81,12 @@ def row(variant, seed, right, *, layers=2, family="connector"):
     """A stored row with a given number of right answers by picture, of ten asked."""
     share = sum(right) / (10 * len(right))
     kinds = ("existence", "count", "colour", "shape", "size", "texture", "comparison", "relation", "locate")
-    one = {"accuracy": share, "by_kind": dict.fromkeys(kinds, share), "caption_loss": 1.0 + seed}
+    one = {
+        "accuracy": share,
+        "accuracy_of_half": share,
+        "by_kind": dict.fromkeys(kinds, share),
+        "caption_loss": 1.0 + seed,
+    }
     probe = {"accuracy": 0.5, "majority": 0.2, "n": 9}
     lens = {"top1": 0.3, "top1_null": 0.1, "top5": 0.6, "top5_null": 0.2}
     calibrated = {"value": 0.4, "null_mean": 0.0, "null_high": 0.1, "p": 0.02}
@@ -104,6 +111,7 @@ def row(variant, seed, right, *, layers=2, family="connector"):
     space = {
         "layers": [{**layer, "layer": number} for number in range(layers)],
         "nearest_word_entropy": 2.0,
+        "tie": 2.0,
         "metrics": {},
         "shown": [{"picture": index, "input": words, "logit": words} for index in range(2)],
         "map": {

@@ -56,7 +56,8 @@ def centroid_gap(x: jax.Array, is_image: jax.Array, is_word: jax.Array) -> jax.A
 
     gap = jnp.sum(jnp.square(mean(x, is_image) - mean(x, is_word)))
     length = mean(jnp.sum(jnp.square(x), axis=-1, keepdims=True), is_word)[0]
-    return jnp.where(is_image.any(), gap / jnp.maximum(length, 1e-12), 0.0)
+    length = jax.lax.stop_gradient(jnp.maximum(length, 1e-12))  # longer words are no way out
+    return jnp.where(is_image.any(), gap / length, 0.0)
 
 
 def tie_distance(words: jax.Array, head: jax.Array) -> jax.Array:

@@ -283,10 +283,14 @@ def _gap(objective: GapPenalty, own: Mapping[str, Any], seen: Seen, batch: Batch
 
 
 def _soft_tie(objective: SoftTie, own: Mapping[str, Any], seen: Seen, batch: Batch) -> tuple[jax.Array, Sums]:
+    if seen.words is seen.head:
+        raise SmoljaxError("the soft_tie objective needs two tables; this model's is tied")
     return sharing.tie_distance(seen.words, seen.head) * _rows(objective, batch), {}
 
 
 def _commitment_count(objective: Commitment, batch: Batch) -> jax.Array:
+    if "tile_mask" not in batch:
+        raise SmoljaxError("the commitment objective needs a model with a vision part")
     return jnp.maximum(batch["tile_mask"].sum(), 1).astype(jnp.float32)
 
 
