@@ -253,7 +253,9 @@ def checked_leaves(checkpoint: Checkpoint, entries: list[names.Entry]) -> dict[s
 
 def _check_prompt(checkpoint: Checkpoint) -> None:
     """SmoljaxError for a processor whose prompts transformers would write otherwise."""
-    stated = json.loads(checkpoint.files.get("processor_config.json", b"{}")).get("tile_tokens", "learned")
+    content = checkpoint.files.get("processor_config.json", b"")
+    # Small files travel as they are, so only one that speaks of it is read.
+    stated = json.loads(content).get("tile_tokens") if b'"tile_tokens"' in content else "learned"
     if stated != "learned":
         raise SmoljaxError(
             f"its prompts mark tiles by {stated!r} (tile_tokens of processor_config.json), which transformers does not "

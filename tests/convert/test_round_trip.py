@@ -235,3 +235,12 @@ def test_every_processor_file_travels(tmp_path, folder: Folder):
     convert(tmp_path / "n", tmp_path / "out")
     for name in PROCESSOR_FILES:
         assert (tmp_path / "out" / name).read_bytes() == name.encode()
+
+
+def test_prompts_that_transformers_would_write_otherwise_are_not_exported(tmp_path, folder: Folder):
+    convert(folder.path, tmp_path / "n")
+    checkpoint = load_native(tmp_path / "n")
+    checkpoint.files["processor_config.json"] = b'{"image_seq_len": 4, "tile_tokens": "string"}'
+    with pytest.raises(SmoljaxError, match="tile_tokens"):
+        save_hf(checkpoint, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
