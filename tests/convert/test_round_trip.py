@@ -242,5 +242,5 @@ def test_prompts_that_transformers_would_write_otherwise_are_not_exported(tmp_pa
     checkpoint = load_native(tmp_path / "n")
     checkpoint.files["processor_config.json"] = b'{"image_seq_len": 4, "tile_tokens": "string"}'
     with pytest.raises(SmoljaxError, match="tile_tokens"):
-        save_hf(checkpoint, tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()
+        save_hf(checkpoint, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
