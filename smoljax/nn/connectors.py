@@ -96,9 +96,10 @@ def _check_option(connector: str, name: str, value: Any, default: Any) -> None:
     kinds = (int, float) if type(default) is float else (type(default),)
     if type(value) not in kinds:
         raise SmoljaxError(f"{where}; it must be a {type(default).__name__}, as {default!r} is")
-    least = {"temperature": "above 0", "rows": "above 0"}.get(name, "0 or more")
-    if isinstance(value, int | float) and (value < 0 or (least == "above 0" and not value > 0)):
-        raise SmoljaxError(f"{where}; it must be {least}")
+    if name in ("temperature", "rows") and not value > 0:
+        raise SmoljaxError(f"{where}; it must be above 0")
+    if name in ("top_k", "hidden") and value < 0:
+        raise SmoljaxError(f"{where}; it must be 0 or more")
 
 
 def _words(table: Any) -> Any:
