@@ -41,7 +41,7 @@ def trained(config: str, workdir: Path, overrides: Sequence[str] = ()) -> dict[s
       over the calls that it took.
     """
     told = workdir / "recipe.json"
-    args = ["train", config, "--workdir", _short(workdir)]
+    args = ["train", config, "--workdir", short(workdir)]
     for override in overrides:
         args += ["--set", override]
     before = {"seconds": 0.0, "calls": 0}
@@ -118,5 +118,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """The path as one types it in the repository's root."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

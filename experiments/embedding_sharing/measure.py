@@ -30,6 +30,7 @@ from smoljax.analysis.gradients import gradient_split, split_summary
 from smoljax.data.encode import encode
 from smoljax.data.packing import RowShape, batch_arrays
 from smoljax.data.scenes.vocabulary import COLOURS, SHAPES
+from smoljax.training.objectives.sharing import tie_distance
 from smoljax.vlm import VLM
 
 SPLIT = "test"
@@ -181,7 +182,7 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
     nearest = lens.nearest_rows(first, seen.words, 1)[:, 0]
     found = {
         "layers": rows,
-        "tie": tie(seen.words, seen.head),
+        "tie": float(tie_distance(seen.words, seen.head)),
         "nearest_word_entropy": lens.word_entropy(nearest),
         "metrics": {
             metric: _hits(lens.nearest_rows(first[shown], seen.words, TOP, metric), true)
@@ -193,12 +194,6 @@ def space(vlm: VLM, seen: captures.Captured, drawn: Pictures) -> dict[str, Any]:
     if seen.codes is not None:
         found["codes"] = codes.code_use(seen.codes.reshape(N * Q, -1))
     return found
-
-
-def tie(words: np.ndarray, head: np.ndarray) -> float:
-    """‖E − W‖² over the mean of ‖E‖² and ‖W‖²: 0 for one table, 2 for strangers."""
-    size = 0.5 * (np.square(words).sum() + np.square(head).sum())
-    return float(np.square(words - head).sum() / size)
 
 
 def _true_words(vlm: VLM, shapes: np.ndarray, colours: np.ndarray) -> list[frozenset[int]]:

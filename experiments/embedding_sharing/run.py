@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import ROOT, machine, read_lines, trained, write_json
+from experiments.commands import ROOT, machine, read_lines, short, trained, write_json
 from experiments.embedding_sharing.dense import OUT
 from experiments.embedding_sharing.levels import CONTROL, HERE, LEVELS, Level
 from experiments.embedding_sharing.measure import code
@@ -52,6 +52,7 @@ def row_of(
     }
     if variant.own:
         config["connector"] = inspect.getsource(CONNECTORS[variant.sharing.connector])
+    config = anywhere(config)
     if _is_there(out, config, pictures):
         return out
     run = workdir / f"{variant.name}-{seed}"
@@ -71,7 +72,7 @@ def control_row(level: Level, seed: int, workdir: Path, results: Path, pictures:
         return out
     model = level.untrained(seed, workdir)
     told = workdir / f"{CONTROL}-{seed}" / "row.json"
-    measured = measure(str(model), told, pictures, level.text)
+    measured = measure(short(model), told, pictures, level.text)
     found = {"training": {"steps": 0, "seconds": 0.0}, "curve": {}, "measured": measured}
     _write(out, CONTROL, "control", level.control, seed, config, found)
     return out
@@ -118,6 +119,11 @@ def measure(model: str, out: Path, pictures: int, text: str | None = None) -> di
     return json.loads(out.read_text())
 
 
+def anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with the repository's own files named from its root: the same on every machine."""
+    return json.loads(json.dumps(config).replace(f"{ROOT}/", ""))
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """Twelve digits that two runs share exactly if nothing that they compute differs."""
     kept = {
@@ -145,7 +151,7 @@ def main() -> None:
     parser.add_argument("--level", choices=list(LEVELS), default="scenes")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="all of the level by default")
     parser.add_argument("--seeds", type=int, help="3 on scenes, 1 on words by default")
-    parser.add_argument("--pictures", type=int, help="to measure with; 400 on scenes, 200 on words")
+    parser.add_argument("--pictures", type=int, help="to measure with; 400 on scenes, 128 on words")
     parser.add_argument("--workdir", type=Path, help=f"default {OUT}, or {OUT}/words")
     parser.add_argument("--results", type=Path, help=f"default {HERE}/results/LEVEL")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")

@@ -83,9 +83,8 @@ def look(
         inputs |= {"attention_mask": segments > 0, "segment_ids": segments}
         x, hidden, _, _ = model.decode(inputs, features, None, added)
         if features is not None and config.sharing.image_attention == "cross":
-            x = model.embedding.seat(
-                x, ids, features, batch["tile_mask"]
-            )  # for losses on the space they have no seat
+            # They take no seat in the decoder; losses on the shared space look at them all the same.
+            x = model.embedding.seat(x, ids, features, batch["tile_mask"])
         is_image = ids == config.image_token_id if features is not None else jnp.zeros(ids.shape, bool)
         return dataclasses.replace(
             seen, hidden=hidden, embeddings=x, is_image=is_image, residual=shown.get("residual")
