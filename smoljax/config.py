@@ -16,6 +16,7 @@ from smoljax.sharing import RELEASED, SharingConfig, sharing_from_dict
 PositionIds = Literal["arange", "bucket", "hf_4_55"]
 Remat = Literal["none", "full", "dots"]
 ComputeDtype = Literal["float32", "bfloat16"]
+AttentionKind = Literal["auto", "plain", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -29,20 +30,27 @@ class ComputeConfig:
         compiles faster; `smoljax.nn.stacking` converts parameters between the two layouts.
       remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the results of
         matrix products only, "full" keeps only each layer's input.
+      attention: "plain" products and softmax; "kernel", the platform's own (`smoljax.ops.flash`), in which the scores
+        never exist whole; "auto": the kernel where there is one for platform, dtype and mask.
     """
 
     dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
+    attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
-        """Raises SmoljaxError for an unknown dtype or remat policy."""
+        """Raises SmoljaxError for an unknown dtype, remat policy or kind of attention."""
         if self.dtype not in get_args(ComputeDtype):
             raise SmoljaxError(
                 f"compute dtype is {self.dtype!r}; it must be {' or '.join(get_args(ComputeDtype))}"
             )
         if self.remat not in get_args(Remat):
             raise SmoljaxError(f"remat is {self.remat!r}; it must be one of {', '.join(get_args(Remat))}")
+        if self.attention not in get_args(AttentionKind):
+            raise SmoljaxError(
+                f"attention is {self.attention!r}; it must be one of {', '.join(get_args(AttentionKind))}"
+            )
 
 
 @dataclass(frozen=True)

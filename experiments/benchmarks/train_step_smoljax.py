@@ -22,7 +22,7 @@ from smoljax.processing.processor import Processor
 from smoljax.training.config import MeshConfig, ModelConfig, NextToken, OptimizerConfig, TrainConfig
 from smoljax.training.run import use_host_devices
 from smoljax.training.setup import Start, make_state
-from smoljax.training.sharding import batch_sharding, make_mesh, place_batch
+from smoljax.training.sharding import batch_sharding, make_mesh, place_batch, rules_of
 from smoljax.training.step import make_step
 
 
@@ -47,15 +47,15 @@ def run(folder: Path, batch: dict[str, np.ndarray], settings: dict[str, Any]) ->
     )
     use_host_devices(config)
     enable_compilation_cache()
-    mesh = make_mesh(config.mesh)
+    partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
     model = open_checkpoint(folder).config.with_compute(scan_layers=scan, remat=remat)
     nobody = cast(Processor, None)  # the batch is made already
 
     # Compiled before the weights are read: what compiling needs is free again by then.
-    optimizer, _, like = make_state(config, Start(model, nobody, abstract_params(model)), None, mesh)
-    sharding = batch_sharding(mesh)
+    optimizer, _, like = make_state(config, Start(model, nobody, abstract_params(model)), None, partition)
+    sharding = batch_sharding(partition)
     step = jax.jit(
-        make_step(config, model, optimizer),
+        make_step(config, model, optimizer, partition=partition),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, like), None),
     )
@@ -66,7 +66,7 @@ def run(folder: Path, batch: dict[str, np.ndarray], settings: dict[str, Any]) ->
 
     params = load_checkpoint(folder, "float32").params
     params = stack_layers(params) if scan else params
-    state = make_state(config, Start(model, nobody, params), None, mesh)[1]()
+    state = make_state(config, Start(model, nobody, params), None, partition)[1]()
     jax.block_until_ready(state)
     del params  # the trained copy is the only one from here on
 

@@ -173,7 +173,7 @@ def read_messages(path: Path) -> list[dict[str, Any]]:
     return data
 
 
-def console() -> Any:
+def console(stderr: bool = False) -> Any:
     """A rich console that neither cuts nor wraps where no person is looking."""
     from rich.console import Console
 
@@ -181,7 +181,8 @@ def console() -> Any:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would exit with status 1; `main` knows better
 
-    return Piped(highlight=False, width=None if sys.stdout.isatty() else 200)
+    stream = sys.stderr if stderr else sys.stdout
+    return Piped(highlight=False, stderr=stderr, width=None if stream.isatty() else 200)
 
 
 def check_npz(path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from smoljax.cli import convert, embed, eval, generate, ground, inspect, preprocess, train
+from smoljax.cli import convert, embed, eval, generate, ground, inspect, plan, preprocess, train
 from smoljax.errors import SmoljaxError
+from smoljax.platform import skip_absent_tpu
 
 app = typer.Typer(
     name="smoljax",
@@ -31,6 +32,7 @@ app.command("embed", rich_help_panel="Run")(embed.embed)
 app.command("preprocess", rich_help_panel="Run")(preprocess.preprocess)
 app.command("logits", rich_help_panel="Run")(preprocess.logits)
 app.command("train", rich_help_panel="Train and measure")(train.train)
+app.command("plan", rich_help_panel="Train and measure")(plan.plan)
 app.command("eval", rich_help_panel="Train and measure")(eval.evaluate)
 app.command("models", rich_help_panel="Models")(inspect.models)
 app.command("inspect", rich_help_panel="Models")(inspect.inspect)
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    skip_absent_tpu()
     warnings.showwarning = lambda message, *_, **__: print(f"smoljax: note: {message}", file=sys.stderr)
     sys.exit(_run(args, debug))
 

@@ -58,6 +58,8 @@ class DataConfig:
       max_pairs: M, contrastive pairs of a row; None: 1, or max_tiles when packing.
       packing_window: rows that are open at once when packing.
       fit: of a record with several conversations, leave out those that no longer fit the row.
+      branches: several conversations about one picture share its tokens as branches of one sequence. False: a record
+        has one (or is refused), and attention may go by a kernel that knows no branches (TPU).
       threads: that read and encode records; 0 does it in the one thread of `prefetch`.
       prefetch: batches made ahead; 0 makes them when asked.
     """
@@ -75,6 +77,7 @@ class DataConfig:
     max_pairs: int | None = None
     packing_window: int = 8
     fit: bool = False
+    branches: bool = True
     threads: int = 0
     prefetch: int = 2
 

@@ -24,6 +24,7 @@ class RowShape:
       tile_size: pixels of a tile's side; 0 for a text-only model, whose batches have no pictures.
       pad_id: token on padding.
       patches: label's name → P, patches of a tile.
+      branches: whether examples may have branches; False leaves branch_ids out of batches.
     """
 
     tokens: int
@@ -32,6 +33,7 @@ class RowShape:
     tile_size: int
     pad_id: int
     patches: Mapping[str, int] = field(default_factory=dict)
+    branches: bool = True
 
     def check(self, example: Example) -> None:
         """SmoljaxError for an example that has no place in an empty row."""
@@ -44,6 +46,10 @@ class RowShape:
             raise SmoljaxError(
                 f"{example.tiles} tiles, more than the {self.tiles} of a row; raise max_tiles, or lower "
                 "longest_edge, or set split to false"
+            )
+        if not self.branches and example.branch_ids.any():
+            raise SmoljaxError(
+                "several conversations (or a caption) about one picture, but the data config says branches=False"
             )
         if example.pair_image >= 0 and not self.pairs:
             raise SmoljaxError("a contrastive pair, but max_pairs is 0")
@@ -136,10 +142,10 @@ def batch_arrays(rows: Sequence[Sequence[Example]], shape: RowShape) -> Batch:
 
     Returns:
       input_ids [B, T] int32; loss_mask [B, T] bool; segment_ids [B, T] int32, 1, 2, … and 0 on padding;
-      branch_ids [B, T] int32; positions [B, T] int32; pixel_values [B, I, 3, h, w] float32; tile_mask [B, I]
-      bool; pair_image, pair_text [B, M] int32, places in the row, -1 = no pair; patches {name: [B, I, P]
-      int32, −1 on padding tiles and pictures without labels}, {} without dense labels. A text-only model's
-      batches have no pixel_values and tile_mask.
+      branch_ids [B, T] int32 (absent where the shape has no branches); positions [B, T] int32; pixel_values
+      [B, I, 3, h, w] float32; tile_mask [B, I] bool; pair_image, pair_text [B, M] int32, places in the row, -1 = no
+      pair; patches {name: [B, I, P] int32, −1 on padding tiles and pictures without labels}, {} without dense labels.
+      A text-only model's batches have no pixel_values and tile_mask.
     """
     count = len(rows)
     tokens, tiles, size = shape.tokens, shape.tiles, shape.tile_size
@@ -152,6 +158,8 @@ def batch_arrays(rows: Sequence[Sequence[Example]], shape: RowShape) -> Batch:
         "pair_image": np.full((count, shape.pairs), -1, np.int32),
         "pair_text": np.full((count, shape.pairs), -1, np.int32),
     }
+    if not shape.branches:
+        del batch["branch_ids"]
     if size:
         batch["pixel_values"] = np.zeros((count, tiles, 3, size, size), np.float32)
         batch["tile_mask"] = np.zeros((count, tiles), bool)
@@ -172,7 +180,8 @@ def _fill(target: Batch, labels: dict[str, np.ndarray], examples: Sequence[Examp
         target["input_ids"][token:end] = example.input_ids
         target["loss_mask"][token:end] = example.loss_mask
         target["segment_ids"][token:end] = example.segments + (segment + 1)
-        target["branch_ids"][token:end] = example.branch_ids
+        if "branch_ids" in target:
+            target["branch_ids"][token:end] = example.branch_ids
         target["positions"][token:end] = example.positions
         if example.tiles:
             target["pixel_values"][tile : tile + example.tiles] = example.pixel_values

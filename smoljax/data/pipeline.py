@@ -94,6 +94,7 @@ def pipeline(
         tile_size=0 if image is None else image.tile_size,
         pad_id=processor.pad_id,
         patches=_patch_sizes(sources),
+        branches=config.branches,
     )
     stream = _stream(sources, processor, config, shape, weights, seed, shard_index, shard_count)
     made_for = {

@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from smoljax.config import ComputeConfig, TextConfig
+from smoljax.config import AttentionKind, ComputeConfig, TextConfig
 from smoljax.nn.cache import KVCache, write
 from smoljax.nn.linear import Linear, RMSNorm
 from smoljax.nn.stacking import apply_layers, captured
-from smoljax.ops.attention import attention, causal_mask, positions_from_mask
+from smoljax.ops.attention import (
+    Segments,
+    attend,
+    attention,
+    causal_mask,
+    kernel_for,
+    positions_from_mask,
+)
 from smoljax.ops.image_tokens import image_blocks
+from smoljax.ops.partition import constrain
 from smoljax.ops.rope import apply_rope, rope_tables
 from smoljax.sharing import ImageAttention
 
@@ -22,21 +30,29 @@ class DecoderAttention(nn.Module):
 
     config: TextConfig
     dtype: str
+    kind: AttentionKind = "auto"
+    keep: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], own: Any, shared: Any
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"], Any]:
-        """Returns the output, the attention weights and this layer's (k, v) slots, or None without cache."""
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None, Any]:
+        """Returns the output, the attention weights if they are to be kept, and this layer's (k, v) slots, or None."""
         cfg, (mask, cos, sin, index, _) = self.config, shared
         B, T, D = x.shape
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
         q = apply_rope(Linear(N * H, False, self.dtype, name="q")(x).reshape(B, T, N, H), cos, sin)
         k = apply_rope(Linear(K * H, False, self.dtype, name="k")(x).reshape(B, T, K, H), cos, sin)
         v = Linear(K * H, False, self.dtype, name="v")(x).reshape(B, T, K, H)
+        q = constrain(q, "batch", "sequence", "heads", None)
+        k, v = (constrain(array, "batch", None, "kv_heads", None) for array in (k, v))
         if own is not None:
             k, v = own = write(own[0], k, index), write(own[1], v, index)
-        mixed, weights = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask)
+        k, v, weights = k.astype(x.dtype), v.astype(x.dtype), None
+        if self.keep:
+            mixed, weights = attention(q, k, v, mask)
+        else:
+            mixed = attend(q, k, v, mask, self.kind)
         return Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H)), weights, own
 
 
@@ -63,7 +79,7 @@ class CrossAttention(nn.Module):
         if own is not None:
             assert index is not None
             k, v = own = write(own[0], k, index), write(own[1], v, index)
-        mixed, _ = attention(q, k.astype(x.dtype), v.astype(x.dtype), mask)
+        mixed = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask)
         mixed = jnp.where(mask.any(axis=-1)[..., None, None], mixed, 0)
         out = Linear(D, False, self.dtype, zero=True, name="out")(mixed.reshape(B, T, N * H))
         return out, own
@@ -80,7 +96,8 @@ class DecoderMLP(nn.Module):
         """Applies the three products."""
         gate = Linear(self.config.intermediate_size, False, self.dtype, name="gate")(x)
         up = Linear(self.config.intermediate_size, False, self.dtype, name="up")(x)
-        return Linear(x.shape[-1], False, self.dtype, name="down")(jax.nn.silu(gate) * up)
+        hidden = constrain(jax.nn.silu(gate) * up, "batch", "sequence", "mlp")
+        return Linear(x.shape[-1], False, self.dtype, name="down")(hidden)
 
 
 class DecoderLayer(nn.Module):
@@ -88,6 +105,7 @@ class DecoderLayer(nn.Module):
 
     config: TextConfig
     dtype: str
+    kind: AttentionKind = "auto"
     capture: tuple[str, ...] = ()
 
     @nn.compact
@@ -100,12 +118,14 @@ class DecoderLayer(nn.Module):
                 RMSNorm(eps, name="norm0")(x), more, shared[3], shared[4]
             )
             x = x + added
-        mixed, weights, first = DecoderAttention(self.config, self.dtype, name="attention")(
+        keep = "attention" in self.capture
+        mixed, weights, first = DecoderAttention(self.config, self.dtype, self.kind, keep, name="attention")(
             RMSNorm(eps, name="norm1")(x), first, shared
         )
         own = None if first is None else (*first, *(more or ()))
         x = x + mixed
         x = x + DecoderMLP(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="norm2")(x))
+        x = constrain(x, "batch", "sequence", None)
         found = {"hidden_states": x, "attention": weights}
         return x, (own, {key: found[key] for key in self.capture})
 
@@ -163,7 +183,12 @@ class Decoder(nn.Module):
         counted = positions_from_mask(attention_mask)
         if cache is None:
             index, own, seen = None, None, None
-            mask = causal_mask(attention_mask, jnp.arange(T)[None], segment_ids, branch_ids=branch_ids)
+            if self._takes_segments(branch_ids):
+                ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+                mask: Any = Segments(jnp.where(attention_mask, ids, 0))
+            else:
+                mask = causal_mask(attention_mask, jnp.arange(T)[None], segment_ids, branch_ids=branch_ids)
+                mask = constrain(mask, "batch", "sequence", None)
         else:
             if segment_ids is not None or branch_ids is not None:
                 raise ValueError("a cache excludes segment_ids and branch_ids: packed rows are for training")
@@ -177,14 +202,19 @@ class Decoder(nn.Module):
         cos, sin = rope_tables(
             counted if positions is None else positions, self.config.head_dim, self.config.rope_theta
         )
-        fields = {"config": self.config, "dtype": self.compute.dtype, "capture": self.capture}
+        fields = {
+            "config": self.config,
+            "dtype": self.compute.dtype,
+            "kind": self.compute.attention,
+            "capture": self.capture,
+        }
         shared = (mask, cos, sin, index, outside)
         x, outs = apply_layers(
             DecoderLayer,
             fields,
             self.config.num_layers,
             self.compute,
-            x.astype(self.compute.dtype),
+            constrain(x.astype(self.compute.dtype), "batch", "sequence", None),
             own,
             shared,
         )
@@ -204,15 +234,20 @@ class Decoder(nn.Module):
             )
         return RMSNorm(self.config.rms_norm_eps, name="final_norm")(x), cache, captured(found)
 
+    def _takes_segments(self, branch_ids: Array | None) -> bool:
+        """Whether the mask can be told to a kernel in numbers."""
+        told = branch_ids is None and self.image_attention == "causal" and "attention" not in self.capture
+        return told and kernel_for(self.compute.attention, self.compute.dtype) == "splash"
+
     def _images(
         self,
-        mask: Bool[Array, "B T S"],
+        mask: Any,
         cache: KVCache | None,
         segment_ids: Array | None,
         is_image: Array | None,
         memory: Array | None,
         x: Array,
-    ) -> tuple[Array, Array | None, Any]:
+    ) -> tuple[Any, Array | None, Any]:
         """The mask of words, which block each slot's image token belongs to, and what lies outside, or None."""
         if self.image_attention == "causal":
             return mask, None, None

@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from smoljax.config import ComputeConfig, VisionConfig
+from smoljax.config import AttentionKind, ComputeConfig, VisionConfig
 from smoljax.nn.linear import LayerNorm, Linear
 from smoljax.nn.stacking import apply_layers, captured
-from smoljax.ops.attention import attention
+from smoljax.ops.attention import attend, attention
+from smoljax.ops.partition import constrain
 from smoljax.ops.patches import patchify, position_ids
 
 
@@ -17,18 +18,25 @@ class EncoderAttention(nn.Module):
 
     config: VisionConfig
     dtype: str
+    kind: AttentionKind = "auto"
+    keep: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B P E"], mask: Bool[Array, "B 1 P"] | None
-    ) -> tuple[Float[Array, "B P E"], Float[Array, "B N P P"]]:
-        """Returns the output and the attention weights."""
+    ) -> tuple[Float[Array, "B P E"], Float[Array, "B N P P"] | None]:
+        """Returns the output and, if they are to be kept, the attention weights."""
         B, P, E = x.shape
         heads = (B, P, self.config.num_heads, self.config.head_dim)
         q = Linear(E, True, self.dtype, name="q")(x).reshape(heads)
         k = Linear(E, True, self.dtype, name="k")(x).reshape(heads)
         v = Linear(E, True, self.dtype, name="v")(x).reshape(heads)
-        mixed, weights = attention(q, k, v, mask)
+        q, k, v = (constrain(array, "tiles", None, "vision_heads", None) for array in (q, k, v))
+        weights = None
+        if self.keep:
+            mixed, weights = attention(q, k, v, mask)
+        else:
+            mixed = attend(q, k, v, mask, self.kind)
         return Linear(E, True, self.dtype, name="out")(mixed.reshape(B, P, E)), weights
 
 
@@ -42,6 +50,7 @@ class EncoderMLP(nn.Module):
     def __call__(self, x: Float[Array, "B P E"]) -> Float[Array, "B P E"]:
         """Applies the two products and the activation between them."""
         hidden = Linear(self.config.intermediate_size, True, self.dtype, name="fc1")(x)
+        hidden = constrain(hidden, "tiles", None, "mlp")
         return Linear(x.shape[-1], True, self.dtype, name="fc2")(jax.nn.gelu(hidden, approximate=True))
 
 
@@ -50,6 +59,7 @@ class EncoderLayer(nn.Module):
 
     config: VisionConfig
     dtype: str
+    kind: AttentionKind = "auto"
     capture: tuple[str, ...] = ()
 
     @nn.compact
@@ -58,11 +68,13 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B P E"], dict[str, Array]]:
         """Returns the activations and what was asked for in `capture`."""
         eps = self.config.layer_norm_eps
-        mixed, weights = EncoderAttention(self.config, self.dtype, name="attention")(
+        keep = "attention" in self.capture
+        mixed, weights = EncoderAttention(self.config, self.dtype, self.kind, keep, name="attention")(
             LayerNorm(eps, name="norm1")(x), mask
         )
         x = x + mixed
         x = x + EncoderMLP(self.config, self.dtype, name="mlp")(LayerNorm(eps, name="norm2")(x))
+        x = constrain(x, "tiles", None, None)
         found = {"hidden_states": x, "attention": weights}
         return x, {key: found[key] for key in self.capture}
 
@@ -94,7 +106,7 @@ class PatchEncoder(nn.Module):
           One vector a patch, row-major, after the final norm; and the captured intermediates.
         """
         cfg, dtype = self.config, self.compute.dtype
-        patches = patchify(pixel_values, cfg.patch_size)
+        patches = constrain(patchify(pixel_values, cfg.patch_size), "tiles", None, None)
         x = Linear(cfg.hidden_size, True, dtype, name="patch_embedding")(patches)
         table = self.param(
             "position_embedding",
@@ -108,6 +120,7 @@ class PatchEncoder(nn.Module):
             seen = jnp.ones((1, h // cfg.patch_size, w // cfg.patch_size), bool)
         x = x + table.astype(dtype)[position_ids(seen, cfg.grid, cfg.position_ids)]
         keys = None if patch_mask is None else patch_mask.reshape(x.shape[0], 1, -1)
-        fields = {"config": cfg, "dtype": dtype, "capture": self.capture}
+        fields = {"config": cfg, "dtype": dtype, "kind": self.compute.attention, "capture": self.capture}
+        x = constrain(x, "tiles", None, None)
         x, outs = apply_layers(EncoderLayer, fields, cfg.num_layers, self.compute, x, None, keys)
         return LayerNorm(cfg.layer_norm_eps, name="final_norm")(x), captured(outs)

@@ -17,6 +17,7 @@ from smoljax.nn.decoder import Decoder
 from smoljax.nn.embedding import SharedEmbedding
 from smoljax.nn.patch_encoder import PatchEncoder
 from smoljax.nn.stacking import unstack_layers
+from smoljax.ops.partition import constrain
 from smoljax.ops.patches import patch_mask
 
 CAPTURES = (
@@ -104,7 +105,10 @@ class SmolVLM(nn.Module):
     def connect(self, patches: Float[Array, "*B P E"]) -> tuple[Float[Array, "*B Q D"], dict[str, Array]]:
         """Patches → image tokens in the decoder's space, and what the connector shows of them."""
         words = self.embedding.words() if self.connector.reads_words else None
-        return self.connector.connect(patches, words)
+        features, shown = self.connector.connect(patches, words)
+        if features.ndim == 4:  # every row's tiles go where the row is
+            features = constrain(features, "batch", None, None, None)
+        return features, shown
 
     def encode_images(
         self,

@@ -1,8 +1,58 @@
 """Scaled dot-product attention with shared key-value heads, and the masks that it takes."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from smoljax.config import AttentionKind
+from smoljax.ops.partition import platform
+
+
+class Segments(NamedTuple):
+    """A mask told in numbers, as kernels take it: a query sees the keys of its own number, and none behind it.
+
+    Attributes:
+      ids: [B, T] int32, another number on padding than on real tokens.
+    """
+
+    ids: Any
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Any,
+    kind: AttentionKind = "auto",
+) -> Float[Array, "B T N H"]:
+    """What `attention` mixes, by the platform's own kernel where there is one (`kernel_for`).
+
+    Args:
+      q, k, v: as there.
+      mask: as there, or `Segments`, which only the TPU's kernel takes.
+      kind: see `smoljax.config.ComputeConfig`.
+    """
+    from smoljax.ops import flash  # Pallas takes a while to import
+
+    found = kernel_for(kind, q.dtype)
+    if found == "splash" and (mask is None or isinstance(mask, Segments)):
+        segments = None if mask is None else mask.ids
+        return flash.splash_attention(q, k, v, segments, causal=mask is not None)
+    if found == "cudnn":
+        wide = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="cudnn")
+    return attention(q, k, v, mask)[0]
+
+
+def kernel_for(kind: AttentionKind, dtype: Any) -> str | None:
+    """ "splash" on a TPU, "cudnn" on a GPU in half precision, None where attention is plain."""
+    if kind == "plain":
+        return None
+    if platform() == "tpu":
+        return "splash"
+    return "cudnn" if platform() in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16) else None
 
 
 def attention(

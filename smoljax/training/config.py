@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from smoljax.config import ComputeDtype, Remat, SmolVLMConfig
+from smoljax.config import AttentionKind, ComputeDtype, Remat, SmolVLMConfig
 from smoljax.data.config import DataConfig
 from smoljax.errors import UsageError
 from smoljax.nn.adapt import Tie
@@ -13,6 +13,7 @@ from smoljax.sharing import SharingConfig
 OptimizerName = Literal["adamw", "muon"]
 Decay = Literal["cosine", "wsd", "linear", "constant"]
 ContrastiveKind = Literal["sigmoid", "infonce"]
+RulesName = Literal["dp", "fsdp", "fsdp_tp"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ModelConfig:
       dtype: of activations; parameters and optimizer state are float32 whatever this says.
       scan_layers: one compiled layer instead of `num_layers`; compiles faster.
       remat: what the backward pass recomputes (`smoljax.config.ComputeConfig`).
+      attention: which implementation (`smoljax.config.ComputeConfig`).
     """
 
     architecture: SmolVLMConfig | None = None
@@ -45,6 +47,7 @@ class ModelConfig:
     dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
+    attention: AttentionKind = "auto"
 
     def __post_init__(self) -> None:
         """Raises UsageError unless exactly one of `architecture` (with `processor`) and `start` is given."""
@@ -135,7 +138,7 @@ class NextToken:
 
     Attributes:
       weight: factor in the sum of objectives.
-      chunk: tokens whose scores exist at a time.
+      chunk: tokens whose scores exist at a time on a device.
       z_loss: weight of log²Z (Chowdhery et al. 2022), 0 for none.
       balance: a token counts n^−balance, n being the learned tokens of its conversation. 0: all tokens alike, so
         long answers outweigh short ones; 1: all conversations alike; 0.5 between ("square averaging", Chen et
@@ -293,12 +296,23 @@ class MeshConfig:
     Attributes:
       data: ways the batch is split with parameters repeated; -1 takes all devices that are left.
       fsdp: ways batch and parameters are both split.
+      sequence: ways the tokens of a row are split, for rows too long for one device.
+      tensor: ways heads, MLPs and the vocabulary are split.
+      rules: what the axes may split (`smoljax.training.sharding.PRESETS`): "dp", the batch alone; "fsdp", parameters
+        and optimizer state too; "fsdp_tp", heads, MLPs and vocabulary too. An axis of 1 splits nothing.
       host_devices: CPU only: how many devices to make of the CPU (two are faster than one on two cores).
     """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    rules: RulesName = "fsdp_tp"
     host_devices: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for unknown rules."""
+        _one_of("mesh.rules", self.rules, RulesName)
 
 
 @dataclass(frozen=True)

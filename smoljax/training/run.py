@@ -20,6 +20,7 @@ from smoljax.convert.native import save_native
 from smoljax.data.config import DataConfig
 from smoljax.data.pipeline import make_iterator
 from smoljax.errors import SmoljaxError
+from smoljax.ops.partition import Partition
 from smoljax.training.checkpoints import Checkpoints
 from smoljax.training.config import TrainConfig
 from smoljax.training.config_file import check_same, write_resolved
@@ -28,7 +29,7 @@ from smoljax.training.logs import Bar, MetricsFile, last_logged
 from smoljax.training.objectives.table import PAIRS, needs_decoder
 from smoljax.training.optimizer import schedule
 from smoljax.training.setup import Start, export_params, make_state, open_model, open_teacher, replicated
-from smoljax.training.sharding import batch_sharding, make_mesh, place_batch
+from smoljax.training.sharding import batch_sharding, make_mesh, place_batch, rules_of
 from smoljax.training.step import TrainState, make_step, make_validation
 
 MODEL = "model"
@@ -99,10 +100,10 @@ def train(
     use_host_devices(config)
     workdir = Path(workdir)
     check_same(config, workdir)
-    mesh = make_mesh(config.mesh)
+    partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
     checkpoints = Checkpoints(workdir, config.checkpoint)
     try:
-        run = _Run(config, workdir, mesh, checkpoints, show)
+        run = _Run(config, workdir, partition, checkpoints, show)
         if jax.process_index() == 0:
             write_resolved(config, workdir)
         return run.go(stop_after)
@@ -115,7 +116,7 @@ class _Run:
         self,
         config: TrainConfig,
         workdir: Path,
-        mesh: Any,
+        partition: Partition,
         checkpoints: Checkpoints,
         show: bool,
     ) -> None:
@@ -123,11 +124,11 @@ class _Run:
         self.checkpoints, self.show = checkpoints, show
         start = open_model(config.model, weights=checkpoints.latest is None, seed=config.seed)
         self.start = replace(start, params=None)  # the weights it holds are needed for the first state alone
-        self.sharding = batch_sharding(mesh)
+        self.sharding = batch_sharding(partition)
         teacher = open_teacher(config, start)
         taught = None if teacher is None else teacher[0]
-        self.taught = None if teacher is None else replicated(mesh, teacher[1])
-        optimizer, first, like = make_state(config, start, taught, mesh)
+        self.taught = None if teacher is None else replicated(partition.mesh, teacher[1])
+        optimizer, first, like = make_state(config, start, taught, partition)
         self.data = self._iterator(config.data, config.seed)
         if checkpoints.latest is None:
             self.state: TrainState = first()
@@ -136,11 +137,11 @@ class _Run:
             self.data.set_state(position)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
         self.step_fn = jax.jit(
-            make_step(config, start.config, optimizer, taught),
+            make_step(config, start.config, optimizer, taught, partition),
             donate_argnums=0,
             out_shardings=(shardings, None),
         )
-        self.validate_fn = jax.jit(make_validation(config, start.config, taught))
+        self.validate_fn = jax.jit(make_validation(config, start.config, taught, partition))
         self.rate = schedule(config.optimizer, config.steps)
         self.guard = Guard(config)
         self.last_validation: float | None = None

@@ -4,19 +4,20 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax.config import SmolVLMConfig
-from smoljax.convert.convert import load_checkpoint
+from smoljax.convert.convert import load_checkpoint, open_checkpoint
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import check_processor, processor_of, resolve
 from smoljax.nn.adapt import adapt, adapted
 from smoljax.nn.smolvlm import init_params
 from smoljax.nn.stacking import stack_layers, unstack_layers
+from smoljax.ops.partition import Partition
 from smoljax.processing.processor import Processor
 from smoljax.training.config import Distill, ModelConfig, TrainConfig
 from smoljax.training.fresh_rows import with_fresh_rows
@@ -53,7 +54,7 @@ def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> St
       UsageError: no such model.
       SmoljaxError: a checkpoint or a processor that is broken, without a tokenizer, or another architecture's.
     """
-    compute = {"dtype": model.dtype, "scan_layers": model.scan_layers, "remat": model.remat}
+    compute = _compute(model)
     if model.start is None:
         assert model.architecture is not None
         assert model.processor is not None
@@ -84,6 +85,24 @@ def open_model(model: ModelConfig, *, weights: bool = True, seed: int = 0) -> St
     if changed != config:
         params = adapt(config, params, **changes, seed=seed)[1]
     return Start(changed, processor, jax.tree.map(np.asarray, params))
+
+
+def plain_model(model: ModelConfig) -> Start:
+    """The architecture that a run trains, without reading weights or a processor: enough to compile its step."""
+    compute = _compute(model)
+    if model.architecture is not None:
+        config = model.architecture.with_compute(**compute)
+        config = config if model.sharing is None else dataclasses.replace(config, sharing=model.sharing)
+    else:
+        assert model.start is not None
+        config = open_checkpoint(resolve(model.start), resolve=resolve).config.with_compute(**compute)
+        config = adapted(config, sharing=model.sharing, tie=model.tie, scale_factor=model.scale_factor)
+    return Start(config, cast(Processor, None), None)
+
+
+def _compute(model: ModelConfig) -> dict[str, Any]:
+    names = ("dtype", "scan_layers", "remat", "attention")
+    return {name: getattr(model, name) for name in names}
 
 
 def _processor(processor: Processor, config: SmolVLMConfig, model: ModelConfig) -> Processor:
@@ -120,7 +139,7 @@ def open_teacher(config: TrainConfig, student: Start) -> tuple[SmolVLMConfig, An
 
 
 def make_state(
-    config: TrainConfig, start: Start, teacher: SmolVLMConfig | None, mesh: Mesh
+    config: TrainConfig, start: Start, teacher: SmolVLMConfig | None, partition: Partition
 ) -> tuple[Any, Any, Any]:
     """The optimizer, a function that makes the first state on the mesh, and the state's shapes with their shardings.
 
@@ -148,7 +167,7 @@ def make_state(
         )
 
     abstract = jax.eval_shape(state_of, start.params)
-    shardings = state_shardings(abstract, mesh)
+    shardings = state_shardings(abstract, partition, start.config)
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract,

@@ -1,96 +1,158 @@
-"""Data-parallel and fully sharded training by logical axis names.
+"""How a run lies on its devices: the mesh, and which logical axis each of the mesh's axes splits.
 
-Every parameter has a tuple of logical axes; a `Rules` table says which mesh axis each of them is split over. The
-mesh has two axes: "data" repeats parameters and splits the batch, "fsdp" splits both.
+Parameters, optimizer moments, batches and activations have names for their dimensions (`smoljax.nn.logical`,
+`smoljax.ops.partition`); `Rules` says what the names mean. The mesh has four axes: "data" repeats parameters and splits
+the batch, "fsdp" splits both, "tensor" splits heads, MLP and vocabulary, "sequence" splits the tokens of a row.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from smoljax.config import SmolVLMConfig
 from smoljax.errors import UsageError
+from smoljax.nn.logical import logical_axes, units
+from smoljax.ops.partition import Partition
 from smoljax.training.config import MeshConfig
 from smoljax.training.optimizer import path_of
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "sequence", "tensor")  # neighbours in the last one have the fastest links
 
-# Longest first: the first pattern that matches a path's end names the axes of its last dimensions.
-_LOGICAL: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"attention/(q|k|v)/kernel$", ("embed", "heads")),
-    (r"attention/out/kernel$", ("heads", "embed")),
-    (r"mlp/(gate|up|fc1)/kernel$", ("embed", "mlp")),
-    (r"mlp/(down|fc2)/kernel$", ("mlp", "embed")),
-    (r"embedding/(table|head)$", ("vocab", "embed")),
-    (r"connector/proj/kernel$", ("shuffled", "embed")),
-    (r"patch_embedding/kernel$", ("pixels", "embed")),
-    (r"position_embedding$", ("patches", "embed")),
+# What one array holds together; no mesh axis may split two of its dimensions.
+_ARRAYS = (
+    ("embed", "heads"),
+    ("embed", "kv_heads"),
+    ("embed", "vision_heads"),
+    ("embed", "mlp"),
+    ("vocab", "embed"),
+    ("shuffled", "embed"),
+    ("shuffled", "mlp"),
+    ("pixels", "embed"),
+    ("patches", "embed"),
+    ("batch", "sequence", "heads"),
+    ("batch", "sequence", "mlp"),
+    ("batch", "sequence", "vocab"),
+    ("tiles", "vision_heads"),
+    ("tiles", "mlp"),
+    ("tokens", "vocab"),
 )
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Logical axis → mesh axis; names that are missing stay whole."""
+    """Logical axis → the mesh axes that split it, () for none.
 
-    axes: Mapping[str, str | tuple[str, ...]] = field(
-        default_factory=lambda: MappingProxyType({"batch": AXES, "embed": "fsdp"})
-    )
+    Attributes:
+      batch: rows.
+      tiles: pictures' tiles, all rows' together.
+      sequence: tokens of a row.
+      tokens: all rows' tokens in one line.
+      embed: the width of the model, in parameters alone.
+      heads, kv_heads, vision_heads: attention heads; whole heads only.
+      mlp: hidden numbers of MLPs.
+      vocab: rows of the word table.
+    """
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    tiles: tuple[str, ...] = ("data", "fsdp", "sequence")
+    sequence: tuple[str, ...] = ("sequence",)
+    tokens: tuple[str, ...] = ("data", "fsdp", "sequence")
+    embed: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    kv_heads: tuple[str, ...] = ()
+    vision_heads: tuple[str, ...] = ()
+    mlp: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an unknown mesh axis, and where one would split two dimensions of one array."""
+        known = vars(self)
+        for name, axes in known.items():
+            if unknown := set(axes) - set(AXES):
+                raise UsageError(f"rules: {name} is split over {unknown}; a mesh has {', '.join(AXES)}")
+        for array in _ARRAYS:
+            axes = [axis for name in array for axis in known.get(name, ())]
+            if twice := {axis for axis in axes if axes.count(axis) > 1}:
+                raise UsageError(f"rules: {', '.join(twice)} would split two of {array}, which one array has")
+
+    def partition(self, mesh: Mesh) -> Partition:
+        """These rules on a mesh."""
+        return Partition(mesh, dict(vars(self)))
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh over all devices.
+_TENSOR = dict.fromkeys(("heads", "kv_heads", "vision_heads", "mlp", "vocab"), ("tensor",))
+PRESETS = {
+    "dp": Rules(),
+    "fsdp": Rules(embed=("fsdp",)),
+    "fsdp_tp": Rules(embed=("fsdp",), **_TENSOR),
+}
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices, neighbours in it near each other.
+
+    Args:
+      config: its axes.
+      devices: those of a described topology; None: all there are.
 
     Raises:
-      UsageError: the numbers do not multiply to the devices there are.
+      UsageError: the numbers do not multiply to the devices there are, or the rules leave an axis without use.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if config.fsdp < 1 or config.data == 0 or config.data < -1:
-        raise UsageError(
-            f"mesh: data {config.data} and fsdp {config.fsdp} must be at least 1 (data -1: the rest)"
-        )
-    data = count // config.fsdp if config.data == -1 else config.data
-    if data * config.fsdp != count:
-        raise UsageError(
-            f"mesh: data {config.data} × fsdp {config.fsdp} does not make the {count} devices of this machine"
-        )
-    return Mesh(np.array(devices).reshape(data, config.fsdp), AXES)
+    fixed = {"fsdp": config.fsdp, "sequence": config.sequence, "tensor": config.tensor}
+    if min(fixed.values()) < 1 or config.data == 0 or config.data < -1:
+        raise UsageError("mesh: all axes must be at least 1 (data -1: the rest)")
+    rest = math.prod(fixed.values())
+    shape = {"data": count // rest if config.data == -1 else config.data, **fixed}
+    if math.prod(shape.values()) != count:
+        told = " × ".join(f"{name} {ways}" for name, ways in shape.items() if ways > 1 or name == "data")
+        raise UsageError(f"mesh: {told} does not make the {count} devices of this machine")
+    rules = rules_of(config)
+    used = {axis for axes in vars(rules).values() for axis in axes}
+    if idle := [name for name, ways in shape.items() if ways > 1 and name not in used]:
+        raise UsageError(f"mesh: rules {config.rules!r} split nothing over {', '.join(idle)}; leave it at 1")
+    sizes = tuple(shape[axis] for axis in AXES)
+    if devices[0].platform == "cpu":
+        return Mesh(np.array(devices).reshape(sizes), AXES)
+    from jax.experimental import mesh_utils
+
+    return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
 
 
-def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
-    """A parameter's logical axes; leading dimensions (stacked layers) and unknown ones are None."""
-    for pattern, axes in _LOGICAL:
-        if re.search(pattern, path) and ndim >= len(axes):
-            return (None,) * (ndim - len(axes)) + axes
-    return (None,) * ndim
+def rules_of(config: MeshConfig) -> Rules:
+    """The preset that the config names."""
+    return PRESETS[config.rules]
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """How one array is split; a dimension that the mesh axis does not divide stays whole."""
-    parts: list[Any] = []
-    for name, size in zip(logical_axes(path, len(shape)), shape, strict=True):
-        axis = rules.axes.get(name) if name else None
-        ways = int(np.prod([mesh.shape[a] for a in ((axis,) if isinstance(axis, str) else axis or ())]))
-        parts.append(axis if ways > 1 and size % ways == 0 else None)
-    return PartitionSpec(*parts)
+def spec_of(path: str, shape: tuple[int, ...], partition: Partition, config: SmolVLMConfig) -> PartitionSpec:
+    """How one parameter is split; a dimension whose pieces do not divide among the devices stays whole."""
+    whole = units(config)
+    names = [
+        None if name and whole.get(name, 0) % partition.ways(name) else name
+        for name in logical_axes(path, len(shape))
+    ]
+    return partition.spec(tuple(names), shape)
 
 
-def state_shardings(state: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+def state_shardings(state: Any, partition: Partition, config: SmolVLMConfig) -> Any:
     """A tree like `state` of NamedShardings; optimizer moments are split as their parameters are."""
-    rules = rules or Rules()
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, spec_of(path_of(path), leaf.shape, mesh, rules)), state
+        lambda path, leaf: NamedSharding(
+            partition.mesh, spec_of(path_of(path), leaf.shape, partition, config)
+        ),
+        state,
     )
 
 
-def batch_sharding(mesh: Mesh, rules: Rules | None = None) -> NamedSharding:
+def batch_sharding(partition: Partition) -> NamedSharding:
     """Rows over all axes that split the batch."""
-    return NamedSharding(mesh, PartitionSpec((rules or Rules()).axes["batch"]))
+    return NamedSharding(partition.mesh, PartitionSpec(partition.axes["batch"]))
 
 
 def place_batch(batch: Any, sharding: NamedSharding) -> Any:
@@ -99,7 +161,8 @@ def place_batch(batch: Any, sharding: NamedSharding) -> Any:
     Raises:
       UsageError: the batch does not divide by the devices.
     """
-    ways = int(np.prod([sharding.mesh.shape[axis] for axis in AXES])) // jax.process_count()
+    axes = sharding.spec[0] or ()
+    ways = max(1, math.prod(sharding.mesh.shape[axis] for axis in axes) // jax.process_count())
 
     def place(leaf: np.ndarray) -> jax.Array:
         if leaf.shape[0] % ways:

@@ -1,6 +1,8 @@
 """The training step: one pure, compiled function from a state and a batch to the next state."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -11,6 +13,7 @@ import optax
 
 from smoljax.config import SmolVLMConfig
 from smoljax.nn.smolvlm import SmolVLM
+from smoljax.ops.partition import Partition, partitioned, platform
 from smoljax.training.config import TrainConfig
 from smoljax.training.objectives.table import Seen, count, needs_decoder, sums
 from smoljax.training.optimizer import ema_update, global_norm, hold_frozen
@@ -90,7 +93,8 @@ def look(
             seen, hidden=hidden, embeddings=x, is_image=is_image, residual=shown.get("residual")
         )
 
-    with trained_products():
+    # The way that suits XLA on a CPU; elsewhere the plain product is as good and remat policies see it.
+    with trained_products() if platform() == "cpu" else contextlib.nullcontext():
         seen = SmolVLM(config).apply({"params": params}, method=run)  # type: ignore[arg-type]
     return cast(Seen, seen)
 
@@ -139,6 +143,7 @@ def make_step(
     model: SmolVLMConfig,
     optimizer: optax.GradientTransformation,
     teacher: SmolVLMConfig | None = None,
+    partition: Partition | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]:
     """The step (state, batch, teacher's params) → (state, measures); to be jitted with the state donated.
 
@@ -172,11 +177,14 @@ def make_step(
         flat = {name: total / jnp.maximum(number, 1e-9) for name, (total, number) in measures.items()}
         return new, {"loss": loss, "grad_norm": norm, **flat}
 
-    return step
+    return placed(step, partition)
 
 
 def make_validation(
-    config: TrainConfig, model: SmolVLMConfig, teacher: SmolVLMConfig | None = None
+    config: TrainConfig,
+    model: SmolVLMConfig,
+    teacher: SmolVLMConfig | None = None,
+    partition: Partition | None = None,
 ) -> Callable[[Any, Any, Any], dict[str, tuple[jax.Array, jax.Array]]]:
     """(params, batch, teacher's params) → measures as (sum, count) pairs, to be added over batches."""
     loss = loss_function(config, model, teacher)
@@ -189,7 +197,18 @@ def make_validation(
             measures[name] = (measures[name][0] * counts[objective.name], counts[objective.name])
         return measures
 
-    return validate
+    return placed(validate, partition)
+
+
+def placed(function: Callable[..., Any], partition: Partition | None) -> Callable[..., Any]:
+    """The function, traced with its activations where the partition says."""
+
+    @functools.wraps(function)
+    def inside(*args: Any) -> Any:
+        with partitioned(partition):
+            return function(*args)
+
+    return inside
 
 
 def _accumulate(

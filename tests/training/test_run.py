@@ -25,7 +25,7 @@ from smoljax.training.config import (
 )
 from smoljax.training.run import train
 from smoljax.training.setup import make_state, open_model
-from smoljax.training.sharding import make_mesh
+from smoljax.training.sharding import make_mesh, rules_of
 from smoljax.training.step import make_step
 
 
@@ -110,13 +110,13 @@ def test_only_checkpoints_that_were_validated_count_as_best(toy_config, tmp_path
 
 
 def test_micro_batches_add_up_to_the_whole_batch(toy_config):
-    mesh = make_mesh(MeshConfig())
+    partition = rules_of(MeshConfig()).partition(make_mesh(MeshConfig()))
     stepped = []
     for splits in (1, 4):
         config = toy_config(optimizer=OptimizerConfig(lr=1e-2, warmup_steps=1, accumulate=splits))
         start = open_model(config.model)
         batch = next(make_iterator(config.data, start.processor, 0))
-        optimizer, first, _ = make_state(config, start, None, mesh)
+        optimizer, first, _ = make_state(config, start, None, partition)
         stepped.append(jax.jit(make_step(config, start.config, optimizer))(first(), batch, None))
     (one, found_one), (four, found_four) = stepped
     for name in found_one:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from smoljax.ops.partition import constrain, ways
+
 
 def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array) -> Any:
     """Σ function(chunk of each array) over chunks of the leading axis, padded with zeros.
@@ -18,9 +20,11 @@ def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array
 
     Args:
       function: chunks [C, …] → a pytree of sums; rows of zeros must add nothing.
-      chunk: C.
+      chunk: C on each of the devices that share the tokens.
       *arrays: [N, …], equal N.
     """
+    arrays = tuple(constrain(array, "tokens") for array in arrays)
+    chunk *= ways("tokens")
     N = arrays[0].shape[0]
     if chunk >= N:
         return function(*arrays)
@@ -38,6 +42,7 @@ def sum_over_tokens(function: Callable[..., Any], chunk: int, *arrays: jax.Array
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), first)
 
     def step(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        part = tuple(constrain(array, "tokens") for array in part)
         return jax.tree.map(jnp.add, total, body(*part)), None
 
     return jax.lax.scan(step, zero, tuple(parts))[0]

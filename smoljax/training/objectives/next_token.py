@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from smoljax.ops.partition import constrain
 from smoljax.training.objectives.chunked import sum_over_tokens
 
 
@@ -27,7 +28,7 @@ def shift(
 
 
 def balanced_weights(
-    mask: jax.Array, segment_ids: jax.Array, branch_ids: jax.Array, balance: float
+    mask: jax.Array, segment_ids: jax.Array, branch_ids: jax.Array | None, balance: float
 ) -> jax.Array:
     """Weight n^−balance of every learned token, n being how many its conversation has.
 
@@ -35,7 +36,7 @@ def balanced_weights(
 
     Args:
       mask: [B, T] bool, of `shift`.
-      segment_ids, branch_ids: [B, T] int32.
+      segment_ids, branch_ids: [B, T] int32; no branches where the latter is None.
       balance: 0 weighs all learned tokens 1.
 
     Returns:
@@ -48,7 +49,8 @@ def balanced_weights(
     def change(ids: jax.Array) -> jax.Array:
         return jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
 
-    talk = jnp.cumsum(change(segment_ids) | change(branch_ids), axis=1)
+    changes = change(segment_ids) if branch_ids is None else change(segment_ids) | change(branch_ids)
+    talk = jnp.cumsum(changes, axis=1)
     number = jax.vmap(lambda one, ids: jax.ops.segment_sum(one, ids, one.size)[ids])(learned, talk)
     return learned * jnp.maximum(number, 1.0) ** -balance
 
@@ -69,7 +71,7 @@ def next_token_sums(
       head: [V, D], the output table.
       targets: [N] int32.
       weights: [N] bool or float32, 0 on tokens that are not learned.
-      chunk: tokens whose [chunk, V] scores exist at a time.
+      chunk: tokens whose [chunk, V] scores exist at a time on a device.
       z_loss: weight of log²Z added to each token's loss.
 
     Returns:
@@ -78,6 +80,7 @@ def next_token_sums(
 
     def one(h: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = jnp.einsum("nd,vd->nv", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
+        scores = constrain(scores, "tokens", "vocab")
         log_z = jax.nn.logsumexp(scores, axis=-1)
         picked = jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
         loss = log_z - picked + z_loss * jnp.square(log_z)

@@ -120,7 +120,7 @@ def _rows(objective: Objective, batch: Batch) -> jax.Array:
 def _learned(balance: float, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Targets [B, T] and their weights [B, T]."""
     targets, mask = next_token.shift(batch["input_ids"], batch["loss_mask"], batch.get("positions"))
-    weights = next_token.balanced_weights(mask, batch["segment_ids"], batch["branch_ids"], balance)
+    weights = next_token.balanced_weights(mask, batch["segment_ids"], batch.get("branch_ids"), balance)
     return targets, weights
 
 
