@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from smoljax.cli import common
+from smoljax.errors import UsageError
 
 
 def train(
@@ -27,6 +28,36 @@ def train(
         int | None,
         typer.Option(min=1, help="Save and stop after this many steps in all.", show_default="the config's"),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|auto",
+            help="Several hosts: where host 0 listens, the same for all; auto where the cluster says it.",
+            rich_help_panel="Several hosts",
+            show_default="one host",
+        ),
+    ] = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many there are.", rich_help_panel="Several hosts", show_default=False),
+    ] = None,
+    host: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Which one this is, from 0.", rich_help_panel="Several hosts", show_default=False
+        ),
+    ] = None,
+    start_timeout: Annotated[
+        int, typer.Option(min=1, help="Seconds to wait for the others.", rich_help_panel="Several hosts")
+    ] = 300,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Seconds without a sign of life after which a host is gone.",
+            rich_help_panel="Several hosts",
+        ),
+    ] = 30,
     json: common.JsonOption = False,
 ) -> None:
     """Train a model, or go on where the folder's run stopped.
@@ -38,11 +69,17 @@ def train(
     """
     from smoljax.models import enable_compilation_cache
     from smoljax.training.config_file import read_config
+    from smoljax.training.hosts import HostsConfig
     from smoljax.training.run import train as run
 
+    if coordinator is None and (hosts is not None or host is not None):
+        raise UsageError("--hosts and --host belong to --coordinator HOST:PORT")
+    together = None
+    if coordinator is not None:
+        together = HostsConfig(coordinator, hosts, host, start_s=start_timeout, patience_s=patience)
     resolved = read_config(config, overrides or ())
     enable_compilation_cache()
-    result = run(resolved, workdir or Path("runs") / resolved.name, stop_after=stop_after)
+    result = run(resolved, workdir or Path("runs") / resolved.name, stop_after=stop_after, hosts=together)
     if json:
         common.print_json(
             {

@@ -226,13 +226,21 @@ def _checkpointer() -> Any:
     """Zarr 3, a folder an array, uncompressed: any Orbax reads it, and `map_array` need not even read it."""
     import orbax.checkpoint as ocp
 
+    # In a run of several hosts each that reads or writes does so for itself, whatever the others do.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me,
+        active_processes={me} if jax.process_count() > 1 else None,
+        barrier_sync_key_prefix=f"host{me}" if jax.process_count() > 1 else None,
+    )
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
         use_zarr3=True,
         use_compression=False,
         save_concurrent_gb=1,  # bounds the copies in flight
+        multiprocessing_options=alone,
     )
-    return ocp.Checkpointer(handler)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _args() -> Any:

@@ -18,6 +18,13 @@ FOLDER = "checkpoints"
 METRIC = "validation_loss"
 
 
+def last_whole(workdir: Path) -> int | None:
+    """The newest step of which a run's folder holds a whole checkpoint; without asking other hosts."""
+    folder = workdir / FOLDER
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=None)
+
+
 class Checkpoints:
     """Orbax's manager over `workdir/checkpoints`, asynchronous; one folder a step.
 

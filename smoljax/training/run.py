@@ -21,18 +21,20 @@ from smoljax.data.config import DataConfig
 from smoljax.data.pipeline import make_iterator
 from smoljax.errors import SmoljaxError
 from smoljax.ops.partition import Partition
-from smoljax.training.checkpoints import Checkpoints
+from smoljax.training.checkpoints import Checkpoints, last_whole
 from smoljax.training.config import TrainConfig
 from smoljax.training.config_file import check_same, write_resolved
 from smoljax.training.flops import matmul_peak, train_flops
+from smoljax.training.hosts import HostsConfig, join, watched
 from smoljax.training.logs import Bar, MetricsFile, last_logged
 from smoljax.training.objectives.table import PAIRS, needs_decoder
 from smoljax.training.optimizer import schedule
 from smoljax.training.setup import Start, export_params, make_state, open_model, open_teacher, replicated
-from smoljax.training.sharding import batch_sharding, make_mesh, place_batch, rules_of
+from smoljax.training.sharding import batch_sharding, check_hosts, make_mesh, place_batch, rules_of
 from smoljax.training.step import TrainState, make_step, make_validation
 
 MODEL = "model"
+PATIENCE_S = 30  # that hosts have with each other where nobody said otherwise
 NO_PAIRS = 20  # batches without a contrastive pair that stop a run which wants them
 
 
@@ -80,6 +82,7 @@ def train(
     *,
     show: bool = True,
     stop_after: int | None = None,
+    hosts: HostsConfig | None = None,
 ) -> Result:
     """Trains, or goes on where the folder's run stopped.
 
@@ -88,6 +91,8 @@ def train(
       workdir: its folder: resolved config, metrics, TensorBoard events, checkpoints, and at the end `model/`.
       show: progress on standard error.
       stop_after: save and stop after this many steps in all, as SIGTERM would.
+      hosts: how this host finds the others of the run; `workdir` is then a folder that all of them see. None: it is
+        the only one (or `jax.distributed.initialize` was called already).
 
     Returns:
       See `Result`.
@@ -98,15 +103,20 @@ def train(
         checkpoint is then whole and from before.
     """
     use_host_devices(config)
+    if hosts is not None:
+        join(hosts)
     workdir = Path(workdir)
     check_same(config, workdir)
     partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
+    check_hosts(partition)
     checkpoints = Checkpoints(workdir, config.checkpoint)
+    patience = hosts.patience_s if hosts is not None else PATIENCE_S
     try:
-        run = _Run(config, workdir, partition, checkpoints, show)
-        if jax.process_index() == 0:
-            write_resolved(config, workdir)
-        return run.go(stop_after)
+        with watched(patience, lambda: last_whole(workdir)):
+            run = _Run(config, workdir, partition, checkpoints, show and jax.process_index() == 0)
+            if jax.process_index() == 0:
+                write_resolved(config, workdir)
+            return run.go(stop_after)
     finally:
         checkpoints.close()
 
@@ -145,6 +155,7 @@ class _Run:
         self.rate = schedule(config.optimizer, config.steps)
         self.guard = Guard(config)
         self.last_validation: float | None = None
+        self.stop_asked = False  # by a signal to any of several hosts
 
     def _iterator(self, data: DataConfig, seed: int) -> Any:
         return make_iterator(
@@ -162,13 +173,16 @@ class _Run:
         values: dict[str, float] = {"loss": last_logged(self.workdir, "loss")}
         meter = Meter(config, self.start)
         metrics = MetricsFile(self.workdir, done, write=jax.process_index() == 0)
+        several = jax.process_count() > 1
         with _stop_signals() as stopped, Bar(config.name, config.steps, done, self.show) as bar:
             self._announce(bar, done)
             try:
                 waiting: tuple[int, Any] | None = None
-                while done < last and not stopped.is_set():
+                while done < last and not (self.stop_asked if several else stopped.is_set()):
                     batch = next(self.data)
                     meter.add(batch)
+                    if several:  # all hosts must stop behind the same step, so the question goes through one
+                        batch = batch | {"stop": np.full(len(batch["input_ids"]), stopped.is_set(), np.int32)}
                     self.state, found = self.step_fn(
                         self.state, place_batch(batch, self.sharding), self.taught
                     )
@@ -223,6 +237,7 @@ class _Run:
     def checked(self, step: int, found: Mapping[str, jax.Array]) -> dict[str, float]:
         """A step's measures as numbers; raises SmoljaxError where the run must stop."""
         values = {name: float(value) for name, value in found.items()}
+        self.stop_asked |= values.pop("stop", 0.0) > 0
         self.guard.check(step, values)
         return values
 
@@ -262,11 +277,10 @@ class _Run:
         files.pop("config.json", None)
         if config.sharing.released:
             files["config.json"] = json_bytes(to_hf_config(config, dtype="float32"))
+        params = export_params(self.weights)  # every host has a part
         if jax.process_index() == 0:
-            checkpoint = Checkpoint(
-                config, export_params(self.weights), files, source=f"smoljax train, run {self.config.name}"
-            )
-            save_native(checkpoint, folder)
+            source = f"smoljax train, run {self.config.name}"
+            save_native(Checkpoint(config, params, files, source=source), folder)
         return folder
 
 

@@ -182,6 +182,20 @@ def replicated(mesh: Mesh, tree: Any) -> Any:
 
 
 def export_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's parameters as NumPy arrays, unstacked, without the objectives' own."""
+    """The model's parameters as NumPy arrays, unstacked, without the objectives' own.
+
+    Of several hosts all must call it; what the first gets is whole, the others get nothing.
+    """
     own = {key: value for key, value in params.items() if key != "objectives"}
-    return unstack_layers(jax.tree.map(np.asarray, own))
+    whole = jax.tree.map(_whole, own)
+    return unstack_layers(whole) if jax.process_index() == 0 else {}
+
+
+def _whole(leaf: jax.Array) -> np.ndarray | None:
+    """An array that several hosts may hold parts of; one at a time, so that a host's memory holds one besides."""
+    if jax.process_count() == 1:
+        return np.asarray(leaf)
+    from jax.experimental import multihost_utils
+
+    found = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(found) if jax.process_index() == 0 else None

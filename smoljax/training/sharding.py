@@ -125,6 +125,15 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
 
 
+def check_hosts(partition: Partition) -> None:
+    """Raises UsageError where two hosts would have to read the same rows."""
+    hosts, ways = jax.process_count(), partition.ways("batch")
+    if ways % hosts:
+        raise UsageError(
+            f"mesh: the batch is split {ways} ways among {hosts} hosts; sequence × tensor must lie within a host"
+        )
+
+
 def rules_of(config: MeshConfig) -> Rules:
     """The preset that the config names."""
     return PRESETS[config.rules]

@@ -155,6 +155,8 @@ def make_step(
     splits = config.optimizer.accumulate
 
     def step(state: TrainState, batch: Any, taught: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = dict(batch)
+        asked = batch.pop("stop", None)  # a host that wants to stop
         counts = counts_of(config, batch)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step) if config.noise else None
         if splits == 1:
@@ -175,7 +177,8 @@ def make_step(
         new = jax.lax.cond(sound, apply, lambda old, _: old, state, grads)
         new = new.replace(step=state.step + 1)
         flat = {name: total / jnp.maximum(number, 1e-9) for name, (total, number) in measures.items()}
-        return new, {"loss": loss, "grad_norm": norm, **flat}
+        stop = {} if asked is None else {"stop": asked.max()}
+        return new, {"loss": loss, "grad_norm": norm, **flat, **stop}
 
     return placed(step, partition)
 
