@@ -238,7 +238,7 @@ def _moved(item: Instruction) -> float:
 
 
 def _hbm(shapes: Sequence[Shape]) -> float:
-    return float(sum(shape.bytes for shape in shapes if shape.in_hbm))
+    return float(sum(shape.bytes for shape in shapes if shape.in_hbm and shape.dims))
 
 
 def _fusion_bytes(within: Computation, item: Instruction, inner: Computation) -> float:
