@@ -14,7 +14,7 @@ from smoljax.errors import SmoljaxError
 from smoljax.sharing import RELEASED, SharingConfig, sharing_from_dict
 
 PositionIds = Literal["arange", "bucket", "hf_4_55"]
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "projections", "offload"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AttentionKind = Literal["auto", "plain", "kernel"]
 
@@ -29,7 +29,8 @@ class ComputeConfig:
       scan_layers: one `lax.scan` over stacked layer parameters instead of one copy of the code a layer:
         compiles faster; `smoljax.nn.stacking` converts parameters between the two layouts.
       remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the results of
-        matrix products only, "full" keeps only each layer's input.
+        matrix products only, "projections" those of attention (queries, keys, values, output), "full" keeps only each
+        layer's input; "offload" is "projections" with all of it in the host's memory (not on a CPU).
       attention: "plain" products and softmax; "kernel", the platform's own (`smoljax.ops.flash`), in which the scores
         never exist whole; "auto": the kernel where there is one for platform, dtype and mask.
     """

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import AttentionKind, ComputeConfig, TextConfig
@@ -44,8 +45,9 @@ class DecoderAttention(nn.Module):
         q = apply_rope(Linear(N * H, False, self.dtype, name="q")(x).reshape(B, T, N, H), cos, sin)
         k = apply_rope(Linear(K * H, False, self.dtype, name="k")(x).reshape(B, T, K, H), cos, sin)
         v = Linear(K * H, False, self.dtype, name="v")(x).reshape(B, T, K, H)
-        q = constrain(q, "batch", "sequence", "heads", None)
-        k, v = (constrain(array, "batch", None, "kv_heads", None) for array in (k, v))
+        q = checkpoint_name(constrain(q, "batch", "sequence", "heads", None), "q")
+        k = checkpoint_name(constrain(k, "batch", None, "kv_heads", None), "k")
+        v = checkpoint_name(constrain(v, "batch", None, "kv_heads", None), "v")
         if own is not None:
             k, v = own = write(own[0], k, index), write(own[1], v, index)
         k, v, weights = k.astype(x.dtype), v.astype(x.dtype), None
@@ -53,7 +55,8 @@ class DecoderAttention(nn.Module):
             mixed, weights = attention(q, k, v, mask)
         else:
             mixed = attend(q, k, v, mask, self.kind)
-        return Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H)), weights, own
+        out = Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H))
+        return checkpoint_name(out, "attention_out"), weights, own
 
 
 class CrossAttention(nn.Module):
@@ -112,6 +115,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: Float[Array, "B T D"], own: Any, shared: Any) -> tuple[Float[Array, "B T D"], Any]:
         """Returns the activations, and a pair of this layer's cache slots and captured intermediates."""
         eps = self.config.rms_norm_eps
+        x = checkpoint_name(x, "layer_input")
         first, more = (None, None) if own is None else (own[:2], own[2:] or None)
         if shared[4] is not None:
             added, more = CrossAttention(self.config, self.dtype, name="cross")(

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from smoljax.config import AttentionKind, ComputeConfig, VisionConfig
@@ -31,13 +32,17 @@ class EncoderAttention(nn.Module):
         q = Linear(E, True, self.dtype, name="q")(x).reshape(heads)
         k = Linear(E, True, self.dtype, name="k")(x).reshape(heads)
         v = Linear(E, True, self.dtype, name="v")(x).reshape(heads)
-        q, k, v = (constrain(array, "tiles", None, "vision_heads", None) for array in (q, k, v))
+        q, k, v = (
+            checkpoint_name(constrain(array, "tiles", None, "vision_heads", None), name)
+            for name, array in (("q", q), ("k", k), ("v", v))
+        )
         weights = None
         if self.keep:
             mixed, weights = attention(q, k, v, mask)
         else:
             mixed = attend(q, k, v, mask, self.kind)
-        return Linear(E, True, self.dtype, name="out")(mixed.reshape(B, P, E)), weights
+        out = Linear(E, True, self.dtype, name="out")(mixed.reshape(B, P, E))
+        return checkpoint_name(out, "attention_out"), weights
 
 
 class EncoderMLP(nn.Module):
@@ -68,6 +73,7 @@ class EncoderLayer(nn.Module):
     ) -> tuple[Float[Array, "B P E"], dict[str, Array]]:
         """Returns the activations and what was asked for in `capture`."""
         eps = self.config.layer_norm_eps
+        x = checkpoint_name(x, "layer_input")
         keep = "attention" in self.capture
         mixed, weights = EncoderAttention(self.config, self.dtype, self.kind, keep, name="attention")(
             LayerNorm(eps, name="norm1")(x), mask

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoljax.config import ComputeConfig
+from smoljax.config import ComputeConfig, Remat
 
-_POLICIES = {"full": None, "dots": "dots_with_no_batch_dims_saveable"}
+#: What layers name (`jax.ad_checkpoint.checkpoint_name`) for policies that keep some things and not others.
+KEPT = ("layer_input", "q", "k", "v", "attention_out")
 
 
 def apply_layers(
@@ -41,12 +42,7 @@ def apply_layers(
     if not num_layers:  # patches straight through
         return x, ()
     if compute.remat != "none":
-        policy = _POLICIES[compute.remat]
-        layer = nn.remat(
-            layer,
-            policy=getattr(jax.checkpoint_policies, policy) if policy else None,
-            prevent_cse=not compute.scan_layers,
-        )
+        layer = nn.remat(layer, policy=_policy(compute.remat), prevent_cse=not compute.scan_layers)
     if compute.scan_layers:
         scanned = nn.scan(
             layer,
@@ -62,6 +58,22 @@ def apply_layers(
         x, out = layer(**fields, name=f"layers_{i}")(x, own, shared)
         outs.append(out)
     return x, tuple(outs)
+
+
+def _policy(remat: Remat) -> Any:
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.dots_with_no_batch_dims_saveable
+    if remat == "projections":
+        return policies.save_only_these_names(*KEPT[1:])
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=list(KEPT),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return None
 
 
 def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

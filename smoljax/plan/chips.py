@@ -1,7 +1,8 @@
 """Published figures of TPU chips, and the topologies that the compiler knows of.
 
 Peak rates, memory and interconnect: Google Cloud's TPU pages ("System architecture" of each version, read 2026-11);
-links and their one-way rates: "How to Scale Your Model" (Austin et al. 2025), part 2.
+links and
+their one-way rates, and the way to the host: "How to Scale Your Model" (Austin et al. 2025), part 2.
 """
 
 import math
@@ -19,6 +20,7 @@ class Chip:
       flops: bfloat16 peak of matrix products.
       hbm_bytes, hbm_rate: main memory's size and bandwidth.
       link_rate: one way, of one link.
+      host_rate: to the host's memory and back, each way.
       torus: dimensions of the interconnect.
       full: chips along a dimension from which on its ends are joined (a ring; below, a line).
       mxu: side of the matrix unit: shorter sides of a product leave part of it idle.
@@ -31,6 +33,7 @@ class Chip:
     hbm_bytes: float
     hbm_rate: float
     link_rate: float
+    host_rate: float
     torus: int
     full: int
     mxu: int
@@ -47,10 +50,10 @@ GB = 2**30
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GB, 1.228e12, 45e9, 3, 4, 128, 1.05e9, 2),
-        Chip("v5e", 197e12, 16 * GB, 0.819e12, 45e9, 2, 16, 128, 1.5e9, 1),
-        Chip("v5p", 459e12, 95 * GB, 2.765e12, 90e9, 3, 4, 128, 1.75e9, 2),
-        Chip("v6e", 918e12, 32 * GB, 1.64e12, 90e9, 2, 16, 256, 1.75e9, 1),
+        Chip("v4", 275e12, 32 * GB, 1.228e12, 45e9, 16e9, 3, 4, 128, 1.05e9, 2),
+        Chip("v5e", 197e12, 16 * GB, 0.819e12, 45e9, 16e9, 2, 16, 128, 1.5e9, 1),
+        Chip("v5p", 459e12, 95 * GB, 2.765e12, 90e9, 16e9, 3, 4, 128, 1.75e9, 2),
+        Chip("v6e", 918e12, 32 * GB, 1.64e12, 90e9, 32e9, 2, 16, 256, 1.75e9, 1),
     )
 }
 

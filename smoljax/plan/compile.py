@@ -6,7 +6,9 @@ shardings.
 
 import contextlib
 import dataclasses
+import gzip
 import importlib.util
+import json
 import logging
 import math
 import os
@@ -14,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +27,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.data.packing import RowShape, batch_arrays
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.ops.partition import Partition
-from smoljax.plan.chips import Topology
+from smoljax.plan.chips import Topology, read_topology
 from smoljax.training.config import Distill, TrainConfig
 from smoljax.training.setup import make_state, plain_model
 from smoljax.training.sharding import batch_sharding, make_mesh, rules_of
@@ -69,7 +72,8 @@ class Compiled:
 
     Attributes:
       topology: the slice.
-      partition: mesh and rules.
+      mesh: axis → size.
+      coords: each device's chip in the slice, in the mesh's order.
       memory: of a chip.
       text: the optimised HLO; None where the compiler gave up for want of memory.
       flops: the compiler's own count for a chip; the body of a loop counts once.
@@ -77,11 +81,28 @@ class Compiled:
     """
 
     topology: Topology
-    partition: Partition
+    mesh: Mapping[str, int]
+    coords: tuple[tuple[int, ...], ...]
     memory: Memory
     text: str | None
     flops: float
     seconds: float
+
+    def save(self, path: Path) -> None:
+        """Writes it as compressed JSON: a change of the predictor then needs no compiler."""
+        plain = dataclasses.asdict(self) | {"topology": self.topology.name}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") as file:
+            json.dump(plain, file)
+
+    @classmethod
+    def load(cls, path: Path) -> "Compiled":
+        """Reads what `save` wrote."""
+        with gzip.open(path, "rt") as file:
+            plain = json.load(file)
+        coords = tuple(tuple(place) for place in plain.pop("coords"))
+        topology, memory = read_topology(plain.pop("topology")), Memory(**plain.pop("memory"))
+        return cls(**plain, topology=topology, coords=coords, memory=memory)
 
 
 def check_compiler() -> None:
@@ -143,6 +164,8 @@ def compile_program(
 ) -> Compiled:
     """A jitted function on shapes with shardings; `sizes` are the bytes a chip of its arguments, by kind."""
     started = time.perf_counter()
+    mesh = dict(partition.mesh.shape)
+    coords = tuple(tuple(device.coords) for device in partition.mesh.devices.flatten())
     with _quiet():
         lowered = function.lower(*args)
         try:
@@ -151,7 +174,8 @@ def compile_program(
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise SmoljaxError(f"{topology.name}: the compiler fails: {_first_line(error)}") from error
             memory = _refused(str(error), sizes, topology)
-            return Compiled(topology, partition, memory, None, math.nan, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            return Compiled(topology, mesh, coords, memory, None, math.nan, seconds)
         found, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
         text = compiled.as_text()
     memory = Memory(
@@ -161,7 +185,7 @@ def compile_program(
         available=_available(topology),
     )
     seconds = time.perf_counter() - started
-    return Compiled(topology, partition, memory, text, float(cost.get("flops", math.nan)), seconds)
+    return Compiled(topology, mesh, coords, memory, text, float(cost.get("flops", math.nan)), seconds)
 
 
 def batch_shapes(config: TrainConfig, model: SmolVLMConfig, partition: Partition) -> dict[str, Any]:
@@ -175,7 +199,9 @@ def batch_shapes(config: TrainConfig, model: SmolVLMConfig, partition: Partition
     if data.batch_size % ways:
         raise UsageError(f"a batch of {data.batch_size} rows does not divide among {ways} chips; see --batch")
     size = model.vision.image_size if model.vision else 0
-    shape = RowShape(data.sequence_length, data.max_tiles, data.pairs, size, 0, branches=data.branches)
+    shape = RowShape(
+        data.sequence_length, data.max_tiles if size else 0, data.pairs, size, 0, branches=data.branches
+    )
     row = batch_arrays([[]], shape)
     sharding = batch_sharding(partition)
 

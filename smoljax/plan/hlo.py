@@ -45,6 +45,12 @@ class Shape:
         return space is None or space.group(1) == "0"
 
     @cached_property
+    def in_host(self) -> bool:
+        """Whether it lies in the host's memory."""
+        space = _SPACE.search(self.layout)
+        return space is not None and space.group(1) == "5"
+
+    @cached_property
     def bytes(self) -> float:
         """What it takes in memory: the two fastest dimensions fill whole tiles."""
         unit = BYTES.get(self.dtype, 0)

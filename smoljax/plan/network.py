@@ -22,6 +22,7 @@ class Exchange:
       members: chips in a group.
       bytes: of the whole array on a chip: the gathered result, what is reduced, what is sent.
       seconds: on the links alone.
+      lane: of a permute its pairs, so that two opposite ones go beside each other; None: it takes all links.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Exchange:
     members: int
     bytes: float
     seconds: float
+    lane: str | None = None
 
 
 class Network:
@@ -71,7 +73,8 @@ class Network:
         else:
             size = sent
         axes = self._axes(item, groups)
-        return Exchange(kind, axes, members, size, self._seconds(kind, groups, size, members, item))
+        lane = item.attribute("source_target_pairs")
+        return Exchange(kind, axes, members, size, self._seconds(kind, groups, size, members), lane)
 
     def _axes(self, item: Instruction, groups: Sequence[Sequence[int]]) -> str:
         if item.opcode.startswith("collective-permute"):
@@ -82,9 +85,7 @@ class Network:
             return "?"
         return self._groups.get(_key(groups), "?")
 
-    def _seconds(
-        self, kind: str, groups: Sequence[Sequence[int]], size: float, members: int, item: Instruction
-    ) -> float:
+    def _seconds(self, kind: str, groups: Sequence[Sequence[int]], size: float, members: int) -> float:
         """Bandwidth of the links that a group's chips span, both ways round; a line has half of a ring's.
 
         An all-gather or reduce-scatter passes (n − 1)/n of the array, an all-reduce twice that; an all-to-all a

@@ -39,6 +39,11 @@ def plan_training(
     compiled = compile_step(config, topology, describe(topology) if devices is None else devices)
     if keep_hlo is not None and compiled.text is not None:
         keep_hlo.write_text(compiled.text)
+    return training_report(config, compiled)
+
+
+def training_report(config: TrainConfig, compiled: Compiled) -> dict[str, Any]:
+    """What `plan_training` returns, of a step that is compiled already."""
     model, data = plain_model(config.model).config, config.data
     flops = train_flops(
         model, data.batch_size, data.sequence_length, data.max_tiles, needs_decoder(config.objectives)
@@ -73,7 +78,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
     found: dict[str, Any] = {
         "topology": topology.name,
         "chips": topology.chips,
-        "mesh": {name: size for name, size in compiled.partition.mesh.shape.items() if size > 1},
+        "mesh": {name: size for name, size in compiled.mesh.items() if size > 1},
         "fits": memory.fits,
         "hbm_bytes_per_chip": memory.total,
         "hbm": _kinds(compiled),
@@ -100,6 +105,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
             "elements": play.vector,
             "memory": play.memory,
             "links": play.link_seconds,
+            "host": play.host,
             "waiting": play.waiting,
         },
         "predicted_mfu": ideal / play.seconds,
@@ -110,9 +116,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
 
 def play_of(module: Module, compiled: Compiled, rates: Rates) -> Play:
     """The program played through on its topology's links."""
-    devices = compiled.partition.mesh.devices.flatten()
-    coords = np.array([device.coords for device in devices])
-    network = Network(compiled.topology, dict(compiled.partition.mesh.shape), coords)
+    network = Network(compiled.topology, compiled.mesh, np.array(compiled.coords))
     return Player(module, network, rates).play()
 
 

@@ -41,7 +41,8 @@ class Play:
       busy: computation alone, each instruction the slowest of products, element operations and memory.
       waiting: of `seconds`, those that the computation stood still for links or transfers.
       cost: of all instructions.
-      matrix, vector, memory: seconds that each would take by itself.
+      matrix, vector, memory, host: seconds that products, element operations, main memory and transfers to and from the
+        host would take by themselves.
       exchanges: (kind, axes) → number, bytes, seconds on the links.
       unknown: loops whose length could not be told; counted once.
     """
@@ -53,6 +54,7 @@ class Play:
     matrix: float = 0.0
     vector: float = 0.0
     memory: float = 0.0
+    host: float = 0.0
     exchanges: dict[tuple[str, str], list[float]] = field(
         default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0])
     )
@@ -60,7 +62,7 @@ class Play:
 
     def add(self, other: "Play", times: float = 1.0) -> None:
         """Adds another run, so many times."""
-        for name in ("seconds", "busy", "waiting", "matrix", "vector", "memory"):
+        for name in ("seconds", "busy", "waiting", "matrix", "vector", "memory", "host"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         self.cost = self.cost + other.cost * times
         for key, values in other.exchanges.items():
@@ -93,7 +95,8 @@ class Player:
         return self._played[name]
 
     def _play(self, computation: Computation) -> Play:
-        total, clock, links, transfers = Play(), 0.0, 0.0, 0.0
+        total, clock, transfers, host = Play(), 0.0, 0.0, 0.0
+        lanes: dict[str | None, float] = defaultdict(float, {None: 0.0})
         ready: dict[str, float] = {}
         for item in computation.instructions:
             waits = (
@@ -117,12 +120,16 @@ class Player:
                 total.exchanges[exchange.kind, exchange.axes] = [
                     entry[0] + 1, entry[1] + exchange.bytes, entry[2] + seconds
                 ]  # fmt: skip
-                links = max(links, clock) + seconds
+                # Permutes go over links of their own, each way round; everything else takes them all.
+                before = (
+                    max(lanes.values()) if exchange.lane is None else max(lanes[None], lanes[exchange.lane])
+                )
+                end = lanes[exchange.lane] = max(before, clock) + seconds
                 if starts:
-                    ready[item.name] = links
+                    ready[item.name] = end
                 else:
-                    total.waiting += links - clock
-                    clock = links
+                    total.waiting += end - clock
+                    clock = end
                 if item.opcode != "fusion":
                     continue
             elif item.name in ready or any(name in ready for name in item.operands):
@@ -130,6 +137,12 @@ class Player:
                 if later and not _ends(self.module, item):
                     ready[item.name] = max(later)  # a pair's state, passed on
             if item.opcode in ("copy-start", "slice-start"):
+                if any(shape.in_host for shape in item.shapes):
+                    seconds = cost.bytes / self.network.topology.chip.host_rate
+                    host = max(host, clock) + seconds
+                    ready[item.name] = host
+                    total.host += seconds
+                    continue
                 seconds = cost.bytes / self._memory
                 transfers = max(transfers, clock) + seconds
                 ready[item.name] = transfers

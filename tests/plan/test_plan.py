@@ -13,7 +13,9 @@ from smoljax.training.flops import train_flops
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smoljax[tpu]'"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'smoljax[tpu]'"
+    ),
 ]
 
 
@@ -44,7 +46,11 @@ def test_a_plan_says_what_the_step_needs():
     assert found["flops"]["model"] == model
     # With what is computed twice, without what causality and dead code leave out.
     assert 0.8 * model < found["flops"]["executed"] < 1.5 * model
-    assert found["predicted_s"]["overlapped"] <= found["predicted_step_s"] <= 1.001 * found["predicted_s"]["apart"]
+    assert (
+        found["predicted_s"]["overlapped"]
+        <= found["predicted_step_s"]
+        <= 1.001 * found["predicted_s"]["apart"]
+    )
     assert {row["axes"] for row in found["collectives"]} <= {"fsdp"}
     assert found["hbm"]["parameters"] < found["hbm_bytes_per_chip"]
     assert not found["loops_of_unknown_length"]

@@ -97,7 +97,9 @@ def test_sides_that_do_not_fill_the_unit_cost_as_if_they_did():
     )
     within = module.computations["main"]
     cost = cost_of(module, within, within.root, mxu=128)
-    assert cost.padded == 2 * 4096 * 128 * 200  # a depth of 64 takes a unit's 128; the 200 columns stream through
+    assert (
+        cost.padded == 2 * 4096 * 128 * 200
+    )  # a depth of 64 takes a unit's 128; the 200 columns stream through
 
 
 def test_traffic_is_of_main_memory_alone_and_of_slices_only():
@@ -188,7 +190,9 @@ def test_what_stands_between_start_and_done_overlaps():
     behind = Player(parse(OVERLAP.replace("  FIRST\n", "").replace("LAST", PRODUCT)), links).play()
     assert beside.seconds == pytest.approx(max(busy, wait), rel=1e-6)
     assert behind.seconds == pytest.approx(busy + wait, rel=1e-6)
-    half = Player(parse(OVERLAP.replace("FIRST", PRODUCT).replace("  LAST\n", "")), links, Rates(matrix=0.5)).play()
+    half = Player(
+        parse(OVERLAP.replace("FIRST", PRODUCT).replace("  LAST\n", "")), links, Rates(matrix=0.5)
+    ).play()
     assert half.busy == pytest.approx(2 * busy)
 
 
