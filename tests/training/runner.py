@@ -1,6 +1,7 @@
 """A training run in a process of its own: `python runner.py FOLDER WORKDIR DEVICES [kill=STEP] [key=value …]`.
 
-With kill=STEP the process is killed by SIGKILL right after that step's batch was made.
+With kill=STEP the process is killed by SIGKILL right after that step's batch was made; with hosts=PORT,COUNT,INDEX it
+is one of several hosts on this machine.
 """
 
 import os
@@ -19,6 +20,7 @@ from smoljax.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
+from smoljax.training.hosts import HostsConfig
 from smoljax.training.overrides import override
 
 
@@ -44,13 +46,16 @@ def main(folder, workdir, devices, *options):
         noise=1.0,
         log_every=1,
     )
-    kill = stop = None
+    kill = stop = hosts = None
     for option in options:
         key, value = option.split("=")
         if key == "kill":
             kill = int(value)
         elif key == "stop":
             stop = int(value)
+        elif key == "hosts":
+            port, count, index = map(int, value.split(","))
+            hosts = HostsConfig(f"127.0.0.1:{port}", count, index, start_s=120, patience_s=8)
         else:
             config = override(config, [option])
     if kill is not None:
@@ -64,7 +69,7 @@ def main(folder, workdir, devices, *options):
             add(self, batch)
 
         run.Meter.add = counting
-    result = run.train(config, Path(workdir), show=False, stop_after=stop)
+    result = run.train(config, Path(workdir), show=False, stop_after=stop, hosts=hosts)
     print(result.step, result.loss)
 
 
