@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from smoljax.cli import common
+from smoljax.errors import UsageError
 
 
 def models(json: common.JsonOption = False) -> None:
@@ -43,16 +44,42 @@ def inspect(
     full: Annotated[
         bool, typer.Option("--full", help="Every tensor, not one line a group of layers.")
     ] = False,
+    sharding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS=N,…",
+            help="How a mesh splits every parameter, and what a device holds: fsdp=8,tensor=2, or rules=fsdp,fsdp=16.",
+            show_default=False,
+        ),
+    ] = None,
     json: common.JsonOption = False,
 ) -> None:
     """Show a model's config, parameter table, memory by dtype and what to know about its parity.
 
-    Example: `smoljax inspect smolvlm-256m`
+    Example: `smoljax inspect smolvlm-256m --sharding fsdp=8`
     """
     from smoljax.cli.describe import describe, render
 
-    report: dict[str, Any] = describe(model, full=full)
+    report: dict[str, Any] = describe(model, full=full, mesh=_mesh(sharding))
     if json:
         common.print_json(report)
     else:
         render(report)
+
+
+def _mesh(text: str | None) -> Any:
+    """A MeshConfig of "fsdp=8,tensor=2"."""
+    if text is None:
+        return None
+    from smoljax.training.config import MeshConfig
+
+    known = {"data": int, "fsdp": int, "sequence": int, "tensor": int, "rules": str}
+    given: dict[str, Any] = {"data": 1}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in known or not value or (known[name] is int and not value.isdigit()):
+            raise UsageError(
+                f"--sharding {text!r}: write AXIS=N,…; axes: data, fsdp, sequence, tensor; rules=NAME"
+            )
+        given[name] = known[name](value)
+    return MeshConfig(**given)
