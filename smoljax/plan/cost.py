@@ -10,6 +10,8 @@ import numpy as np
 from smoljax.plan.hlo import Computation, Instruction, Module, Shape
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Begun here, awaited at their "-done": between memories, or a slice of one.
+TRANSFERS = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start")
 # Nothing is computed or moved by these.
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id",
@@ -223,16 +225,19 @@ def _traffic(within: Computation, item: Instruction) -> float:
     if item.opcode in ("dynamic-update-slice", "scatter"):
         update = within.by_name.get(item.operands[1 if item.opcode != "scatter" else -1])
         return 2.0 * _hbm(update.shapes) if update is not None else 0.0
-    if item.opcode in ("copy-start", "slice-start"):
-        return _moved(item)
+    if item.opcode in TRANSFERS:
+        return _moved(within, item)
     read = sum(
         _hbm(within.by_name[name].shapes) for name in dict.fromkeys(item.operands) if name in within.by_name
     )
     return read + _hbm(item.shapes)
 
 
-def _moved(item: Instruction) -> float:
-    """A transfer between memories: as much as arrives."""
+def _moved(within: Computation, item: Instruction) -> float:
+    """A transfer between memories: as much as arrives, of an update the update."""
+    if item.opcode == "dynamic-update-slice-start":
+        update = within.by_name.get(item.operands[1])
+        return float(sum(shape.bytes for shape in update.shapes)) if update is not None else 0.0
     arrays = [shape for shape in item.shapes if shape.dims]
     return float(min((shape.bytes for shape in arrays), default=0.0))
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from smoljax.plan.chips import Chip
-from smoljax.plan.cost import Cost, cost_of, is_collective
+from smoljax.plan.cost import TRANSFERS, Cost, cost_of, is_collective
 from smoljax.plan.hlo import Computation, Instruction, Module, trip_count
 from smoljax.plan.network import Exchange, Network
 
@@ -136,7 +136,7 @@ class Player:
                 later = [ready[name] for name in item.operands if name in ready]
                 if later and not _ends(self.module, item):
                     ready[item.name] = max(later)  # a pair's state, passed on
-            if item.opcode in ("copy-start", "slice-start"):
+            if item.opcode in TRANSFERS:
                 if any(shape.in_host for shape in item.shapes):
                     seconds = cost.bytes / self.network.topology.chip.host_rate
                     host = max(host, clock) + seconds
