@@ -127,9 +127,9 @@ class DecoderLayer(nn.Module):
             RMSNorm(eps, name="norm1")(x), first, shared
         )
         own = None if first is None else (*first, *(more or ()))
-        x = x + mixed
+        x = constrain(x + mixed, "batch", "residual", None)
         x = x + DecoderMLP(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="norm2")(x))
-        x = constrain(x, "batch", "sequence", None)
+        x = constrain(x, "batch", "residual", None)
         found = {"hidden_states": x, "attention": weights}
         return x, (own, {key: found[key] for key in self.capture})
 
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
             fields,
             self.config.num_layers,
             self.compute,
-            constrain(x.astype(self.compute.dtype), "batch", "sequence", None),
+            constrain(x.astype(self.compute.dtype), "batch", "residual", None),
             own,
             shared,
         )

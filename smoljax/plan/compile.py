@@ -45,6 +45,7 @@ class Memory:
       temporaries: everything that it allocates besides: gradients, activations, gathered parameters.
       code: the program itself.
       available: what the compiler may use of the chip's memory.
+      peak: the most that is in use at one time, as the compiler says; NaN where it gave up.
     """
 
     parameters: float
@@ -54,16 +55,14 @@ class Memory:
     temporaries: float
     code: float
     available: float
+    peak: float = math.nan
 
     @property
     def total(self) -> float:
-        """All together."""
+        """What the chip must have: the peak, or where the compiler gave up all kinds together."""
+        if not math.isnan(self.peak):
+            return self.peak
         return self.parameters + self.optimizer + self.ema + self.batch + self.temporaries + self.code
-
-    @property
-    def fits(self) -> bool:
-        """Whether the chip has that much."""
-        return self.total <= self.available
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,11 @@ class Compiled:
     text: str | None
     flops: float
     seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for it."""
+        return self.text is not None
 
     def save(self, path: Path) -> None:
         """Writes it as compressed JSON: a change of the predictor then needs no compiler."""
@@ -119,6 +123,9 @@ def describe(topology: Topology) -> list[Any]:
     """
     check_compiler()
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no chip is touched, so several may compile at a time
     from jax.experimental import topologies
 
     with _quiet():
@@ -183,6 +190,7 @@ def compile_program(
         temporaries=float(found.temp_size_in_bytes),
         code=float(found.generated_code_size_in_bytes),
         available=_available(topology),
+        peak=float(found.peak_memory_in_bytes),
     )
     seconds = time.perf_counter() - started
     return Compiled(topology, mesh, coords, memory, text, float(cost.get("flops", math.nan)), seconds)

@@ -79,7 +79,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
         "topology": topology.name,
         "chips": topology.chips,
         "mesh": {name: size for name, size in compiled.mesh.items() if size > 1},
-        "fits": memory.fits,
+        "fits": compiled.fits,
         "hbm_bytes_per_chip": memory.total,
         "hbm": _kinds(compiled),
         "flops": {"model": model_flops},
@@ -126,7 +126,7 @@ def _kinds(compiled: Compiled) -> dict[str, float]:
     found = {field.name: getattr(memory, field.name) for field in dataclasses.fields(memory)}
     if compiled.text is not None:
         found["activations"] = min(kept_activations(parse(compiled.text)), memory.temporaries)
-    return {name: value for name, value in found.items() if value == value}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def kept_activations(module: Module) -> float:

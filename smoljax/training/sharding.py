@@ -34,6 +34,7 @@ _ARRAYS = (
     ("shuffled", "mlp"),
     ("pixels", "embed"),
     ("patches", "embed"),
+    ("batch", "residual"),
     ("batch", "sequence", "heads"),
     ("batch", "sequence", "mlp"),
     ("batch", "sequence", "vocab"),
@@ -52,6 +53,8 @@ class Rules:
       tiles: pictures' tiles, all rows' together.
       sequence: tokens of a row.
       tokens: all rows' tokens in one line.
+      residual: tokens of a row between attention and MLP, where no matrix is split (Korthikanti et al. 2022, sequence
+        parallelism: what is kept for the backward pass there is split too).
       embed: the width of the model, in parameters alone.
       heads, kv_heads, vision_heads: attention heads; whole heads only.
       mlp: hidden numbers of MLPs.
@@ -62,6 +65,7 @@ class Rules:
     tiles: tuple[str, ...] = ("data", "fsdp", "sequence")
     sequence: tuple[str, ...] = ("sequence",)
     tokens: tuple[str, ...] = ("data", "fsdp", "sequence")
+    residual: tuple[str, ...] = ("sequence",)
     embed: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     kv_heads: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class Rules:
 
 
 _TENSOR = dict.fromkeys(("heads", "kv_heads", "vision_heads", "mlp", "vocab"), ("tensor",))
+_TENSOR["residual"] = ("sequence", "tensor")
 PRESETS = {
     "dp": Rules(),
     "fsdp": Rules(embed=("fsdp",)),
