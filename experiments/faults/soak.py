@@ -2,9 +2,9 @@
 
     python -m experiments.faults.soak [--hosts 2] [--kills 20] [--seed 0]
 
-Each round starts all hosts, waits a random time behind the first step of the round (so some kills meet a checkpoint that
-is being written: one is written every three steps), kills a random one of them by SIGKILL, and measures how long the
-others take to stop and what they say. When the run has at last finished, every loss that it logged and every exported
+Each round starts all hosts, waits a random time behind the first step of the round (so some kills meet a checkpoint
+that is being written: one is written every three steps), kills a random one of them by SIGKILL, and measures how long
+the others take to stop and what they say. When the run has at last finished, every loss that it logged and every exported
 weight is compared with those of the undisturbed run. The result goes to experiments/faults/results/soak.json.
 """
 

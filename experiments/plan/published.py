@@ -184,6 +184,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `smoljax plan` prints beside every prediction."""
+    pairs = [(row["plan"]["predicted_step_s"], row["run"]["seconds"]) for row in rows]
+    ratios = [predicted / published for predicted, published in pairs if predicted is not None]
+    return {
+        "runs": len(ratios),
+        "mean_abs": round(sum(abs(ratio - 1) for ratio in ratios) / len(ratios), 3),
+        "low": round(min(ratios), 3),
+        "high": round(max(ratios), 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -201,7 +213,9 @@ def main() -> None:
     if not args.table:
         for name in args.runs:
             row_of(name)
-    print(table([json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]))
+    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    write_json(ROOT / "smoljax" / "plan" / "predictor.json", summary(rows))
+    print(table(rows))
 
 
 if __name__ == "__main__":

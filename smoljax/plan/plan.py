@@ -11,7 +11,7 @@ from smoljax.plan.chips import Topology
 from smoljax.plan.compile import Compiled, Memory, compile_step, describe
 from smoljax.plan.hlo import Computation, Module, parse, trip_count
 from smoljax.plan.network import Network
-from smoljax.plan.predictor import ERROR, RATES
+from smoljax.plan.predictor import RATES, error
 from smoljax.plan.schedule import Play, Player, Rates, exchanges_table
 from smoljax.training.config import TrainConfig
 from smoljax.training.flops import train_flops
@@ -85,7 +85,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
         "flops": {"model": model_flops},
         "predicted_step_s": None,
         "predicted_mfu": None,
-        "predictor_error": ERROR,
+        "predictor_error": error(),
         "compile_s": round(compiled.seconds, 1),
     }
     if compiled.text is None:
