@@ -4,8 +4,8 @@
 
 Each round starts all hosts, waits a random time behind the first step of the round (so some kills meet a checkpoint
 that is being written: one is written every three steps), kills a random one of them by SIGKILL, and measures how long
-the others take to stop and what they say. When the run has at last finished, every loss that it logged and every exported
-weight is compared with those of the undisturbed run. The result goes to experiments/faults/results/soak.json.
+the others take to stop and what they say. When the run has at last finished, every loss that it logged and every
+exported weight is compared with those of the undisturbed run. The result: experiments/faults/results/soak.json.
 """
 
 import argparse

@@ -104,8 +104,9 @@ def render(report: dict[str, Any]) -> None:
     )
     console.print(table)
     if more:
+        held = report["device_bytes"] or 0
         console.print(
-            f"[bold]sharding[/bold]: {report['device_bytes'] / 1e6:,.1f} MB of float32 parameters a device; "
+            f"[bold]sharding[/bold]: {held / 1e6:,.1f} MB of float32 parameters a device; "
             "gradient and AdamW's moments three times that"
         )
     memory = ", ".join(f"{size / 1e6:,.0f} MB in {name}" for name, size in report["memory_bytes"].items())

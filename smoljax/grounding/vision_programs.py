@@ -75,7 +75,7 @@ def connector_back(
 def make_encoder_layer(config: SmolVLMConfig, params: Any) -> Layer:
     """One layer of the patch encoder."""
     assert config.vision is not None
-    layer = EncoderLayer(config.vision, config.compute.dtype, ("attention",))
+    layer = EncoderLayer(config.vision, config.compute.dtype, capture=("attention",))
 
     def run(x: Array) -> tuple[Array, Array]:
         out: Any = layer.apply({"params": params}, x, None, None)

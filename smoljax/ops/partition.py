@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Partition:
     """A mesh, and which of its axes each name is split over.
 
     Attributes:
-      mesh: of devices, real ones or those of a described topology.
+      mesh: of devices, real ones or those of a described topology; an abstract one where only `spec` is asked.
       axes: name → mesh axes; a name that is missing is not split.
     """
 
-    mesh: Mesh
+    mesh: Any
     axes: Mapping[str, tuple[str, ...]]
 
     def ways(self, name: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import UsageError
@@ -84,17 +84,23 @@ class Rules:
             if twice := {axis for axis in axes if axes.count(axis) > 1}:
                 raise UsageError(f"rules: {', '.join(twice)} would split two of {array}, which one array has")
 
-    def partition(self, mesh: Mesh) -> Partition:
+    def partition(self, mesh: Mesh | AbstractMesh) -> Partition:
         """These rules on a mesh."""
         return Partition(mesh, dict(vars(self)))
 
 
-_TENSOR = dict.fromkeys(("heads", "kv_heads", "vision_heads", "mlp", "vocab"), ("tensor",))
-_TENSOR["residual"] = ("sequence", "tensor")
 PRESETS = {
     "dp": Rules(),
     "fsdp": Rules(embed=("fsdp",)),
-    "fsdp_tp": Rules(embed=("fsdp",), **_TENSOR),
+    "fsdp_tp": Rules(
+        residual=("sequence", "tensor"),
+        embed=("fsdp",),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        vision_heads=("tensor",),
+        mlp=("tensor",),
+        vocab=("tensor",),
+    ),
 }
 
 
