@@ -148,7 +148,7 @@ def predict(run: Run, hlo: Path) -> dict[str, Any]:
     from smoljax.plan.plan import training_report
 
     planned = config(run)
-    if not hlo.exists():
+    if not hlo.exists() or not Compiled.load(hlo).fits:
         compile_step(planned, read_topology(run.topology)).save(hlo)
     found = training_report(planned, Compiled.load(hlo))
     return {"run": asdict(run), "plan": found, "machine": machine()}

@@ -77,6 +77,7 @@ class Compiled:
       text: the optimised HLO; None where the compiler gave up for want of memory.
       flops: the compiler's own count for a chip; the body of a loop counts once.
       seconds: that compiling took.
+      refusal: what the compiler said where it gave up.
     """
 
     topology: Topology
@@ -86,6 +87,7 @@ class Compiled:
     text: str | None
     flops: float
     seconds: float
+    refusal: str = ""
 
     @property
     def fits(self) -> bool:
@@ -182,7 +184,7 @@ def compile_program(
                 raise SmoljaxError(f"{topology.name}: the compiler fails: {_first_line(error)}") from error
             memory = _refused(str(error), sizes, topology)
             seconds = time.perf_counter() - started
-            return Compiled(topology, mesh, coords, memory, None, math.nan, seconds)
+            return Compiled(topology, mesh, coords, memory, None, math.nan, seconds, str(error)[:2000])
         found, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
         text = compiled.as_text()
     memory = Memory(

@@ -89,7 +89,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
         "compile_s": round(compiled.seconds, 1),
     }
     if compiled.text is None:
-        return found
+        return found | {"refusal": compiled.refusal}
     module = parse(compiled.text)
     play = play_of(module, compiled, rates)
     chips = topology.chips
