@@ -1,0 +1,180 @@
+"""How many pictures a core prepares for training, step by step: read and decode, cut into tiles, tokenise, pack.
+
+    python -m experiments.benchmarks.pipeline [--pictures 64] [--seconds 10]
+
+Pictures are synthetic photographs (smooth shapes and noise, so that JPEG has something to do) of three sizes, each with
+a caption-like conversation, through the processors of SmolVLM2-256M (tiles of 512) and of 2.2B's kind (384). One
+process on one core (it pins itself), each stage by itself on what the stage before has made, then the whole of
+`smoljax.data`. The result goes to docs/benchmarks/pipeline.json.
+"""
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.commands import ROOT, machine, write_json
+from smoljax.data.config import DataConfig, SourceConfig
+from smoljax.data.encode import encode
+from smoljax.data.packing import RowShape, batch_arrays
+from smoljax.data.pipeline import make_iterator
+from smoljax.data.records import Record
+from smoljax.models import load_processor
+from smoljax.processing.images import open_image
+from smoljax.processing.processor import Processor
+from smoljax.processing.released import processor_files
+from smoljax.processing.tiling import apply_table, cut_tiles, normalize_table
+
+OUT = ROOT / "docs" / "benchmarks" / "pipeline.json"
+SIZES = {"640 × 480": (640, 480), "1280 × 960": (1280, 960), "4000 × 3000": (4000, 3000)}
+KINDS = {"256M (tiles of 512)": (512, 2048, 64), "2.2B (tiles of 384)": (384, 1536, 81)}
+ANSWER = (
+    "Two people walk along the shore under a grey sky. The taller one carries a red umbrella, and behind them a small "
+    "dog runs after a ball that has rolled into the water. "
+) * 3
+
+
+def photograph(size: tuple[int, int], seed: int) -> bytes:
+    """A JPEG that is as hard to decode as a photograph."""
+    rng = np.random.default_rng(seed)
+    small = rng.normal(128, 60, (12, 16, 3)).clip(0, 255).astype(np.uint8)
+    wide = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
+    grain = rng.normal(0, 12, (size[1] // 2, size[0] // 2, 3)).repeat(2, 0).repeat(2, 1)
+    wide[: grain.shape[0], : grain.shape[1]] += grain
+    out = io.BytesIO()
+    Image.fromarray(wide.clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def make_processor(tile: int, longest: int, tokens: int) -> Processor:
+    """Of a released size, with the tokenizer of SmolLM2 where it is there, else of the bundled model."""
+    try:
+        base = load_processor("smollm2-135m").files["tokenizer.json"]
+    except Exception:
+        return load_processor("smolvlm-nano").with_settings(image_seq_len=tokens)
+    return Processor.from_files(
+        processor_files(base, tile_size=tile, longest_edge=longest, image_seq_len=tokens, video=True)
+    )
+
+
+def rate(work: Callable[[Any], Any], items: list[Any], seconds: float) -> float:
+    """Items a second."""
+    work(items[0])
+    done, started = 0, time.perf_counter()
+    while (passed := time.perf_counter() - started) < seconds:
+        work(items[done % len(items)])
+        done += 1
+    return done / passed
+
+
+def stages(processor: Processor, files: list[Path], seconds: float) -> dict[str, float]:
+    """Pictures a second of each stage by itself, and of all of them by `encode`; tiles of a picture besides."""
+    config = processor.config.image
+    assert config is not None
+    opened = [open_image(file) for file in files]
+    plans = [processor.tile_plan(*image.size) for image in opened]
+    cut = [cut_tiles(image, plan, config.resample) for image, plan in zip(opened, plans, strict=True)]
+    table = normalize_table(config)
+    records = [
+        Record(
+            id=str(number),
+            images=(file,),
+            conversations=(
+                (
+                    {
+                        "role": "user",
+                        "content": [{"type": "image"}, {"type": "text", "text": "What is there?"}],
+                    },
+                    {"role": "assistant", "content": ANSWER},
+                ),
+            ),
+        )
+        for number, file in enumerate(files)
+    ]
+    examples = [encode(record, processor) for record in records]
+    tokens = max(example.tokens for example in examples)
+    tiles = max(example.tiles for example in examples)
+    shape = RowShape(tokens, tiles, 1, config.tile_size, processor.pad_id, branches=False)
+    pairs = list(zip(opened, plans, strict=True))
+    return {
+        "decode": rate(open_image, files, seconds),
+        "resize and cut": rate(lambda pair: cut_tiles(pair[0], pair[1], config.resample), pairs, seconds),
+        "normalise": rate(lambda some: apply_table(table, some), cut, seconds),
+        "tokenise": rate(lambda example: processor.tokenizer.encode(ANSWER), examples, seconds),
+        "pack": rate(lambda example: batch_arrays([[example]], shape), examples, seconds),
+        "all": rate(lambda record: encode(record, processor), records, seconds),
+        "tiles": float(np.mean([example.tiles for example in examples])),
+        "tokens": float(np.mean([example.tokens for example in examples])),
+    }
+
+
+def whole(
+    processor: Processor, folder: Path, files: list[Path], seconds: float, found: dict[str, float]
+) -> float:
+    """Pictures a second of batches as a run gets them."""
+    import json
+
+    lines = [
+        {
+            "id": str(number),
+            "images": [file.name],
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is there?"}]},
+                {"role": "assistant", "content": ANSWER},
+            ],
+        }
+        for number, file in enumerate(files)
+    ]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows = 2
+    config = DataConfig(
+        (SourceConfig(str(folder / "data.jsonl")),),
+        batch_size=rows,
+        sequence_length=-(-int(found["tokens"] + 64) // 64) * 64,
+        max_tiles=max(1, round(found["tiles"])),
+        branches=False,
+        prefetch=0,
+    )
+    batches = make_iterator(config, processor, 0)
+    return rows * rate(lambda _: next(batches), [None], seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    rows = []
+    for kind, settings in KINDS.items():
+        processor = make_processor(*settings)
+        for name, size in SIZES.items():
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place)
+                files = []
+                for number in range(args.pictures):
+                    files.append(folder / f"{number}.jpg")
+                    files[-1].write_bytes(photograph(size, number))
+                found = stages(processor, files, args.seconds)
+                found["batches"] = whole(processor, folder, files, args.seconds, found)
+            found["tiles a second"] = found["batches"] * found["tiles"]
+            rows.append(
+                {"processor": kind, "picture": name, **{key: round(value, 1) for key, value in found.items()}}
+            )
+            print(rows[-1], flush=True)
+    write_json(args.out, {"rows": rows, "seconds": args.seconds, "machine": machine()})
+
+
+if __name__ == "__main__":
+    main()
