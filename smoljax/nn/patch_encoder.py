@@ -40,7 +40,7 @@ class EncoderAttention(nn.Module):
         if self.keep:
             mixed, weights = attention(q, k, v, mask)
         else:
-            mixed = attend(q, k, v, mask, self.kind)
+            mixed = attend(q, k, v, mask, self.kind, ("tiles", None, "vision_heads"))
         out = Linear(E, True, self.dtype, name="out")(mixed.reshape(B, P, E))
         return checkpoint_name(out, "attention_out"), weights
 

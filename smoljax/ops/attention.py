@@ -26,6 +26,7 @@ def attend(
     v: Float[Array, "B S K H"],
     mask: Any,
     kind: AttentionKind = "auto",
+    names: tuple[str | None, str | None, str | None] = ("batch", "sequence", "heads"),
 ) -> Float[Array, "B T N H"]:
     """What `attention` mixes, by the platform's own kernel where there is one (`kernel_for`).
 
@@ -33,13 +34,14 @@ def attend(
       q, k, v: as there.
       mask: as there, or `Segments`, which only the TPU's kernel takes.
       kind: see `smoljax.config.ComputeConfig`.
+      names: of the dimensions of rows, queries and heads, on a mesh (`smoljax.ops.partition`).
     """
     from smoljax.ops import flash  # Pallas takes a while to import
 
     found = kernel_for(kind, q.dtype)
     if found == "splash" and (mask is None or isinstance(mask, Segments)):
         segments = None if mask is None else mask.ids
-        return flash.splash_attention(q, k, v, segments, causal=mask is not None)
+        return flash.splash_attention(q, k, v, segments, causal=mask is not None, names=names)
     if found == "cudnn":
         wide = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="cudnn")

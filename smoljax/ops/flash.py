@@ -19,8 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from smoljax.ops.partition import Partition, active_partition
+from smoljax.ops.partition import active_partition
 
+Names = tuple[str | None, str | None, str | None]
 LANES = 128
 BLOCK = 512  # queries and keys of a tile; the best of 128, 256, 512 and 1024 in predicted time
 
@@ -33,11 +34,12 @@ def splash_attention(
     *,
     causal: bool,
     interpret: bool = False,
+    names: Names = ("batch", "sequence", "heads"),
 ) -> Float[Array, "B T N H"]:
     """softmax(q·kᵀ / sqrt(H))·v on a TPU; T = S.
 
-    On a mesh (`smoljax.ops.partition`) rows are split over "batch", heads over "heads", and queries over "sequence",
-    with all keys and values on every device of a sequence.
+    On a mesh (`smoljax.ops.partition`) rows, queries and heads are split over what their names stand for, with all keys
+    and values of a row on every device of it.
 
     Args:
       q: queries.
@@ -45,6 +47,7 @@ def splash_attention(
       segments: a query sees keys of its own number alone; None: all. Of padding, another number than of real tokens.
       causal: a query sees no key behind it.
       interpret: run the kernel's steps in plain jax, on any platform; slow.
+      names: of rows, queries and heads.
     """
     B, T, _, H = q.shape
     pad = -T % LANES
@@ -54,36 +57,31 @@ def splash_attention(
         segments = jnp.pad(segments, ((0, 0), (0, pad)), constant_values=-1)
         q, k, v = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (q, k, v))
     q, k, v = (x.swapaxes(1, 2) for x in (q * H**-0.5, k, v))
-    mixed = _placed(q, k, v, segments, causal, interpret)
+    mixed = _placed(q, k, v, segments, causal, interpret, names)
     return mixed.swapaxes(1, 2)[:, :T]
 
 
-def _placed(q: Any, k: Any, v: Any, segments: Any, causal: bool, interpret: bool) -> Any:
+def _placed(q: Any, k: Any, v: Any, segments: Any, causal: bool, interpret: bool, names: Names) -> Any:
     """[B, N, T, H] each; runs the kernel on every device's own share."""
+    (_, N, T, _), narrow = q.shape, q.shape[-1] % LANES != 0
     partition = active_partition()
     if partition is None or partition.mesh.size == 1:
-        return _run(_kernel(q.shape[1], q.shape[2], causal, 1, interpret), q, k, v, segments, segments)
-    split = partition.ways("sequence")
-    heads = _heads(partition, q.shape[1], k.shape[1])
-    rows = partition.axes["batch"] if not q.shape[0] % partition.ways("batch") else None
-    along = partition.axes.get("sequence", ()) if split > 1 else None
-    kernel = _kernel(
-        q.shape[1] // (partition.ways("heads") if heads else 1), q.shape[2], causal, split, interpret
-    )
+        return _run(_kernel(N, T, narrow, causal, 1, interpret), q, k, v, segments, segments)
+    rows, along, heads = names
+    split = partition.ways(along) if along else 1
+    # Key-value heads go with the query heads that read them.
+    whole = heads is None or k.shape[1] % partition.ways(heads) != 0
+    spec = partition.spec((rows, None if whole else heads, along, None), q.shape)
+    kernel = _kernel(N // (1 if whole else partition.ways(heads)), T, narrow, causal, split, interpret)
     mesh = partition.mesh
-    queries, keys = PartitionSpec(rows, heads, along, None), PartitionSpec(rows, heads, None, None)
-    own, all_ = PartitionSpec(rows, along), PartitionSpec(rows, None)
+    queries, keys = spec, PartitionSpec(spec[0], spec[1], None, None)
+    own, all_ = PartitionSpec(spec[0], spec[2]), PartitionSpec(spec[0], None)
     # The tables of which blocks to visit are split with the queries.
-    visits = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, along)))
+    visits = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(None, spec[2])))
     named = (None, None) if segments is None else (own, all_)
     return jax.shard_map(
         _run, mesh=mesh, in_specs=(visits, queries, keys, keys, *named), out_specs=queries, check_vma=False
     )(kernel, q, k, v, segments, segments)
-
-
-def _heads(partition: Partition, N: int, K: int) -> tuple[str, ...] | None:
-    ways = partition.ways("heads")
-    return partition.axes["heads"] if ways > 1 and not (N % ways or K % ways) else None
 
 
 def _run(kernel: Any, q: Any, k: Any, v: Any, own: Any, all_: Any) -> Any:
@@ -93,10 +91,12 @@ def _run(kernel: Any, q: Any, k: Any, v: Any, own: Any, all_: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _kernel(N: int, T: int, causal: bool, shards: int, interpret: bool) -> Any:
-    """For N heads and T tokens, queries in `shards` parts."""
+def _kernel(N: int, T: int, narrow: bool, causal: bool, shards: int, interpret: bool) -> Any:
+    """For N heads, narrower than the lanes or not, and T tokens, queries in `shards` parts."""
     mask = masks.CausalMask((T, T), shard_count=shards) if causal else masks.FullMask((T, T))
     block = math.gcd(T // shards, BLOCK)
+    # Heads narrower than the lanes would be stored padded to them; tokens, in whole lanes already, are not.
+    layout = splash.QKVLayout.SEQ_MINOR if narrow else splash.QKVLayout.HEAD_DIM_MINOR
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -106,6 +106,9 @@ def _kernel(N: int, T: int, causal: bool, shards: int, interpret: bool) -> Any:
         block_kv_dkv_compute=block,
         block_q_dq=block,
         block_kv_dq=block,
+        q_layout=layout,
+        k_layout=layout,
+        v_layout=layout,
     )
     with jax.ensure_compile_time_eval():  # its tables are constants, whatever is being traced
         return splash.make_splash_mha(
