@@ -73,7 +73,7 @@ def cost_of(module: Module, within: Computation, item: Instruction, mxu: int) ->
     if item.opcode == "fusion":
         inner = module.computations[item.called[0]]
         inside = _inside(module, inner, mxu)
-        return Cost(inside.flops, inside.padded, inside.elements, _fusion_bytes(within, item, inner))
+        return Cost(inside.flops, inside.padded, inside.elements, _fusion_bytes(module, within, item, inner))
     traffic = _traffic(within, item)
     if item.opcode == "custom-call":
         return _kernel(within, item, mxu) + Cost(bytes=traffic if item.target == "tpu_custom_call" else 0)
@@ -246,7 +246,7 @@ def _hbm(shapes: Sequence[Shape]) -> float:
     return float(sum(shape.bytes for shape in shapes if shape.in_hbm and shape.dims))
 
 
-def _fusion_bytes(within: Computation, item: Instruction, inner: Computation) -> float:
+def _fusion_bytes(module: Module, within: Computation, item: Instruction, inner: Computation) -> float:
     """Of a fusion: an operand of which slices are taken counts as those, an updated one as the update."""
     total = 0.0
     root = inner.root
@@ -267,7 +267,7 @@ def _fusion_bytes(within: Computation, item: Instruction, inner: Computation) ->
             continue
         size = _hbm(outer.shapes)
         if size:
-            total += min(size, _read(inner, parameter))
+            total += min(size, _read(module, inner, parameter))
     return total
 
 
@@ -278,13 +278,19 @@ def _source(inner: Computation, name: str) -> str:
     return item.name
 
 
-def _read(inner: Computation, parameter: Instruction) -> float:
-    """How much of a parameter is read: whole, unless only slices of it are taken."""
-    users = inner.users(parameter.name)
+def _read(module: Module, inner: Computation, parameter: Instruction) -> float:
+    """How much of a parameter is read: whole, unless only slices of it are taken, here or in fusions within."""
     total = 0.0
-    for user in users:
+    for user in inner.users(parameter.name):
         if user.opcode == "bitcast":
-            total += _read(inner, user)
+            total += _read(module, inner, user)
+        elif user.opcode == "fusion":
+            deeper = module.computations[user.called[0]]
+            total += sum(
+                _read(module, deeper, own)
+                for name, own in zip(user.operands, deeper.parameters, strict=False)
+                if name == parameter.name
+            )
         elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             total += sum(shape.bytes for shape in user.shapes)
         else:

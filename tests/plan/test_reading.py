@@ -126,6 +126,34 @@ ENTRY %main (p: bf16[30,512,512], i: s32[]) -> bf16[512,512] {
     assert cost_of(module, main, main.root, 128).bytes == 512 * 512 * 2  # and written
 
 
+def test_slices_taken_in_fusions_within_fusions_count_as_slices():
+    text = """HloModule m
+
+%deep (p0: bf16[30,512,512], p1: s32[]) -> bf16[512,512] {
+  %p0 = bf16[30,512,512]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %one = bf16[1,512,512]{2,1,0} dynamic-slice(%p0, %p1, %zero, %zero), dynamic_slice_sizes={1,512,512}
+  ROOT %b = bf16[512,512]{1,0} bitcast(%one)
+}
+
+%fused (q0: bf16[30,512,512], q1: s32[]) -> bf16[512,512] {
+  %q0 = bf16[30,512,512]{2,1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  ROOT %f = bf16[512,512]{1,0} fusion(%q0, %q1), kind=kLoop, calls=%deep
+}
+
+ENTRY %main (p: bf16[30,512,512], i: s32[]) -> bf16[512,512] {
+  %p = bf16[30,512,512]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %chip = bf16[512,512]{1,0:T(8,128)(2,1)S(1)} fusion(%p, %i), kind=kLoop, calls=%fused
+}
+"""
+    module = parse(text)
+    main = module.computations["main"]
+    assert cost_of(module, main, main.root, 128).bytes == 512 * 512 * 2
+
+
 @pytest.mark.parametrize(
     "text",
     [
