@@ -7,7 +7,6 @@ processor/        the small files of the original, verbatim
 
 import dataclasses
 import logging
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import smoljax
 from smoljax.config import SmolVLMConfig, from_dict, to_dict
 from smoljax.convert import names
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves, set_leaf
+from smoljax.convert.checksums import first_difference, sums_of
 from smoljax.convert.hf import check_dtype, checked_leaves, json_bytes
 from smoljax.convert.mapped_zarr import map_array
 from smoljax.convert.tensor_files import cast, read_json
@@ -77,7 +77,7 @@ def save_native(
             "source": checkpoint.source,
             "untrained": checkpoint.untrained,
             "notes": list(checkpoint.notes),
-            "files": _files_of(scratch),
+            "files": sums_of(scratch),
         }
         (scratch / METADATA_FILE).write_bytes(json_bytes(metadata))
     return written.num_bytes
@@ -99,15 +99,8 @@ def load_native(folder: str | Path, dtype: str | None = None, *, verify: bool = 
     folder = Path(folder)
     metadata = read_metadata(folder)
     config = _config(folder, metadata)
-    for name, (size, checksum) in metadata["files"].items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            found = f"has {path.stat().st_size} bytes" if path.is_file() else "is missing"
-            raise SmoljaxError(f"{folder}: damaged: {name} {found}, must have {size}; convert it again")
-        if verify and _crc32(path) != checksum:
-            raise SmoljaxError(
-                f"{folder}: damaged: {name} has not the content it was written with; convert it again"
-            )
+    if wrong := first_difference(folder, metadata["files"], content=verify):
+        raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
     params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"])))
     if dtype is not None:
         params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
@@ -247,21 +240,6 @@ def _args() -> Any:
     import orbax.checkpoint as ocp
 
     return ocp.args
-
-
-def _files_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """(bytes, CRC-32) of every file under `folder`, by relative path."""
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_size, _crc32(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def _crc32(path: Path) -> int:
-    size = path.stat().st_size
-    # One call on the mapped file: it leaves the interpreter free for other threads all the while.
-    return zlib.crc32(np.memmap(path, np.uint8, "r").data) if size else 0
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,23 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from smoljax.convert.checksums import first_difference, sums_of
 from smoljax.errors import SmoljaxError
 from smoljax.training.config import CheckpointConfig
 from smoljax.training.step import TrainState
 
 FOLDER = "checkpoints"
+SUMS = "checksums"
 METRIC = "validation_loss"
+# What storage says in the middle of much else.
+_CAUSES = (
+    "No space left on device",
+    "File too large",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
 
 
 def last_whole(workdir: Path) -> int | None:
@@ -50,9 +64,8 @@ class Checkpoints:
             save_decision_policy=policies.FixedIntervalPolicy(1),
             enable_async_checkpointing=True,
         )
-        self.manager = ocp.CheckpointManager(
-            (workdir / FOLDER).resolve(), options=options, item_names=("state", "data")
-        )
+        self.folder = (workdir / FOLDER).resolve()
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data"))
 
     @property
     def latest(self) -> int | None:
@@ -65,27 +78,33 @@ class Checkpoints:
         """Starts writing; returns when the arrays are copied. A checkpoint appears whole or not at all."""
         if step in self.manager.all_steps():
             return
+        self._seal()
         metrics = None if validation_loss is None else {METRIC: validation_loss}
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
-                data=ocp.args.JsonSave(_gathered(data)),  # pyright: ignore[reportCallIssue]
-            ),
-            metrics=metrics,
-        )
+        with self._told(f"write checkpoint {step}"):  # or the one before it, whose writing ends here
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    data=ocp.args.JsonSave(_gathered(data)),  # pyright: ignore[reportCallIssue]
+                ),
+                metrics=metrics,
+            )
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """A state placed as `like` is (ShapeDtypeStructs with shardings), and this host's iterator state.
 
         Raises:
-          SmoljaxError: it was saved by another number of hosts, whose data positions cannot be split.
+          SmoljaxError: it was saved by another number of hosts, whose data positions cannot be split; it is damaged.
         """
+        self._check(step)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
             data=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
         )
-        found = self.manager.restore(step, args=args)
+        with self._told(
+            f"read checkpoint {step}", f"remove {self.folder / str(step)} to go on from the one before"
+        ):
+            found = self.manager.restore(step, args=args)
         states = found["data"]["iterators"]
         if len(states) != jax.process_count():
             raise SmoljaxError(
@@ -96,11 +115,74 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
-        self.manager.wait_until_finished()
+        with self._told("write the last checkpoint"):
+            self.manager.wait_until_finished()
+        self._seal()
 
     def close(self) -> None:
         """Waits and lets go."""
-        self.manager.close()
+        with self._told("write the last checkpoint"):
+            self.manager.close()
+
+    def _seal(self) -> None:
+        """Writes down checksums of whole checkpoints that have none yet; of several hosts, each of its own files.
+
+        Orbax stores arrays without: a flipped bit would be read as a weight. Newest first; a checkpoint that is deleted
+        meanwhile is left out.
+        """
+        sums = self.folder.parent / SUMS
+        whole = {int(path.name): path for path in self.folder.glob("*") if path.name.isdigit()}
+        name = f"{jax.process_index()}-of-{jax.process_count()}.json"
+        for path in sums.glob("*"):
+            if path.name.isdigit() and int(path.name) not in whole and jax.process_index() == 0:
+                shutil.rmtree(path, ignore_errors=True)
+        for step, folder in sorted(whole.items(), reverse=True):
+            told = sums / str(step) / name
+            if told.exists():
+                continue
+            try:
+                own = {path: found for path, found in sums_of(folder).items() if _is_own(path)}
+            except FileNotFoundError:
+                continue
+            told.parent.mkdir(parents=True, exist_ok=True)
+            scratch = told.with_suffix(".tmp")
+            scratch.write_text(json.dumps(own))
+            scratch.replace(told)
+
+    def _check(self, step: int) -> None:
+        """Raises SmoljaxError where a file of a checkpoint is not as it was written."""
+        for told in sorted((self.folder.parent / SUMS / str(step)).glob("*.json")):
+            if int(told.name.split("-")[0]) % jax.process_count() != jax.process_index():
+                continue  # another host's to read
+            if wrong := first_difference(self.folder / str(step), json.loads(told.read_text())):
+                raise SmoljaxError(
+                    f"{self.folder}: cannot read checkpoint {step}: {wrong}; remove {self.folder / str(step)} to go on "
+                    "from the one before"
+                )
+
+    @contextmanager
+    def _told(self, what: str, advice: str = "") -> Iterator[None]:
+        """Turns what storage raises into one line; a host that is gone is reported elsewhere."""
+        try:
+            yield
+        except (SmoljaxError, jax.errors.JaxRuntimeError):
+            raise
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            text = " ".join(str(error).split())
+            cause = next((words for words in _CAUSES if words.lower() in text.lower()), text[:200])
+            whole = last_whole(self.folder.parent)
+            kept = (
+                "there is no whole checkpoint"
+                if whole is None
+                else f"the last whole checkpoint is of step {whole}"
+            )
+            raise SmoljaxError(f"{self.folder}: cannot {what}: {cause}; {advice or kept}") from error
+
+
+def _is_own(path: str) -> bool:
+    """Whether this host wrote a file of a checkpoint: in a folder of its number, or of nobody's and it is the first."""
+    found = re.search(r"ocdbt\.process_(\d+)/", path)
+    return jax.process_index() == (int(found.group(1)) if found else 0)
 
 
 def _metric(metrics: Any) -> float:
