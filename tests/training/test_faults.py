@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -80,6 +81,6 @@ def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(colours, stopped):
         command[:-1], env=environment, check=False, capture_output=True, text=True, preexec_fn=little_room
     )
     assert done.returncode == 1
-    assert "cannot write" in done.stderr.splitlines()[-1]
-    assert "the last whole checkpoint is of step 2" in done.stderr.splitlines()[-1]
+    # Orbax's threads say more, before and after.
+    assert re.search(r"cannot write .*checkpoint.*; the last whole checkpoint is of step 2", done.stderr)
     assert digest(other / "checkpoints" / "2") == good
