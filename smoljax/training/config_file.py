@@ -73,7 +73,10 @@ def _arguments(function: Callable[..., Any], overrides: Sequence[str]) -> tuple[
             given[key] = parse(text, hint, default, key)
         else:
             rest.append(item)
-    needed = [item.name for item in parameters.values() if item.default is item.empty and item.kind <= 1]
+    spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        item.name for item in parameters.values() if item.default is item.empty and item.kind not in spread
+    ]
     if missing := [name for name in needed if name not in given]:
         raise UsageError(f"this config asks for {', '.join(missing)}: --set {missing[0]}=VALUE")
     return given, rest
