@@ -57,8 +57,8 @@ TOLD = {
 {rows} variants, seeds {seeds} of the base; {steps} steps of 16 pictures each, after a patch encoder that each seed
 trains once on labels of patches (*no_encoder* goes without). Same start otherwise, same pictures, order and steps for
 all, and the same questions but in *contrastive*, whose longer rows have room for a few more
-(`python -m experiments.embedding_sharing.room` counts them). Where parameters or cost differ, the table of cost says so.
-Measured on the first {pictures} pictures of `tfds:scenes:test`.
+(`python -m experiments.embedding_sharing.room` counts them). Where parameters or cost differ, the table of
+cost says so. Measured on the first {pictures} pictures of `tfds:scenes:test`.
 """,
     "words": """## (b) On real words
 
