@@ -63,7 +63,7 @@ class Level:
         """The config of what a row starts from, None where it starts from nothing."""
         if self.name == "words" or not variant.encoder:
             return None
-        return as_json(read_config(ROOT / HERE / "dense.py", [f"seed={seed}", *dense]))
+        return as_json(read_config(ROOT / HERE / "dense.py", [f"seed={seed}", *dense]), defaults=False)
 
     def architecture(self) -> dict[str, Any] | None:
         """That of the control row, as JSON; None where it is a model's own."""

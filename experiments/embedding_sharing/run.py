@@ -48,7 +48,7 @@ def row_of(
     started = level.starts(variant, seed, workdir, dense)
     overrides = [f"sharing={variant.name}", f"seed={seed}", *extra, *started]
     config = {
-        "run": as_json(read_config(ROOT / level.config, overrides)),
+        "run": as_json(read_config(ROOT / level.config, overrides), defaults=False),
         "before": level.before(variant, seed, dense),
     }
     if variant.own:
