@@ -1,10 +1,12 @@
 """The pictures of the report, each from stored rows alone."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from experiments.embedding_sharing.rows import BASE, CONTROL, LENS, TASK, Row, values
 from smoljax.data.scenes.scene import scene
@@ -46,7 +48,14 @@ def draw_all(rows: Rows, folder: Path) -> list[str]:
         figure = draw(rows)
         if figure is not None:
             # No date and no version inside: the same rows give the same bytes.
-            figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+            held = io.BytesIO()
+            figure.savefig(held, dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+            small = (
+                Image.open(held)
+                .convert("RGB")
+                .quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            )
+            small.save(folder / f"{name}.png", optimize=True)
             drawn.append(name)
         import matplotlib.pyplot as plt
 

@@ -1,20 +1,20 @@
 """The two levels of the grid: from scratch on scenes, and on the words of a real language model."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.commands import ROOT, trained
 from experiments.embedding_sharing import words
 from experiments.embedding_sharing.dense import BASE, OUT
+from experiments.embedding_sharing.rows import CONTROL
 from experiments.embedding_sharing.variants import Variant, known
 from experiments.scenes.dense import PROCESSOR
+from smoljax.config import to_dict
 from smoljax.training.config_file import as_json, read_config
 
 HERE = "experiments/embedding_sharing"
-CONTROL = "random"
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Level:
         """The config of what a row starts from, None where it starts from nothing."""
         if self.name == "words" or not variant.encoder:
             return None
-        return as_json(read_config(ROOT / HERE / "dense.py", [f"seed={seed}", *dense]))
+        return as_json(read_config(ROOT / HERE / "dense.py", [f"seed={seed}", *dense]), defaults=False)
 
     def architecture(self) -> dict[str, Any] | None:
         """That of the control row, as JSON; None where it is a model's own."""
-        return json.loads(json.dumps(asdict(BASE))) if self.name == "scenes" else None
+        return to_dict(BASE) if self.name == "scenes" else None
 
     def untrained(self, seed: int, workdir: Path) -> Path:
         """The model of the control row: random weights; on real words, the start with its fresh connector."""

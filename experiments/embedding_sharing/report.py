@@ -56,9 +56,9 @@ TOLD = {
 
 {rows} variants, seeds {seeds} of the base; {steps} steps of 16 pictures each, after a patch encoder that each seed
 trains once on labels of patches (*no_encoder* goes without). Same start otherwise, same pictures, order and steps for
-all, and the same questions but in *contrastive*, where in the mean 7.1 conversations a picture find room and not
-7.0. Where parameters or cost differ, the table of cost says so. Measured on the first {pictures} pictures of
-`tfds:scenes:test`.
+all, and the same questions but in *contrastive*, whose longer rows have room for a few more
+(`python -m experiments.embedding_sharing.room` counts them). Where parameters or cost differ, the table of
+cost says so. Measured on the first {pictures} pictures of `tfds:scenes:test`.
 """,
     "words": """## (b) On real words
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from experiments.commands import ROOT, machine, read_lines, short, trained, write_json
 from experiments.embedding_sharing.dense import OUT
-from experiments.embedding_sharing.levels import CONTROL, HERE, LEVELS, Level
+from experiments.embedding_sharing.levels import HERE, LEVELS, Level
 from experiments.embedding_sharing.measure import code
+from experiments.embedding_sharing.rows import CONTROL
 from experiments.embedding_sharing.variants import Variant
 from smoljax.nn.connectors import CONNECTORS
 from smoljax.training.config_file import FREE, as_json, read_config
@@ -47,7 +48,7 @@ def row_of(
     started = level.starts(variant, seed, workdir, dense)
     overrides = [f"sharing={variant.name}", f"seed={seed}", *extra, *started]
     config = {
-        "run": as_json(read_config(ROOT / level.config, overrides)),
+        "run": as_json(read_config(ROOT / level.config, overrides), defaults=False),
         "before": level.before(variant, seed, dense),
     }
     if variant.own:

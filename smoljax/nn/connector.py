@@ -19,9 +19,12 @@ class Connector(nn.Module):
       scale_factor: scale_factor² neighbouring patches become one image token.
       dtype: compute dtype.
       reads_words: whether `connect` is given the word table.
+      above_zero, from_zero: options that must be above 0, or 0 or more.
     """
 
     reads_words: ClassVar[bool] = False
+    above_zero: ClassVar[tuple[str, ...]] = ()
+    from_zero: ClassVar[tuple[str, ...]] = ()
     features: int
     scale_factor: int
     dtype: str = "float32"

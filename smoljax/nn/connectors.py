@@ -86,19 +86,22 @@ def make_connector(sharing: SharingConfig, features: int, scale_factor: int, dty
             f"{', '.join(known) or 'none'}"
         )
     for name, value in options.items():
-        _check_option(sharing.connector, name, value, defaults[name])
+        _check_option(kind, sharing.connector, name, value, defaults[name])
     return kind(features=features, scale_factor=scale_factor, dtype=dtype, **options)
 
 
-def _check_option(connector: str, name: str, value: Any, default: Any) -> None:
-    """SmoljaxError for an option of another type than its default, or a number that cannot be."""
+def _check_option(kind: type[Connector], connector: str, name: str, value: Any, default: Any) -> None:
+    """SmoljaxError for an option of another type than its default, or a number that its connector cannot have."""
     where = f"connector {connector!r}: {name} is {value!r}"
     kinds = (int, float) if type(default) is float else (type(default),)
-    if type(value) not in kinds:
+    told = (
+        default is not None and default is not dataclasses.MISSING
+    )  # a default says what type an option has
+    if told and type(value) not in kinds:
         raise SmoljaxError(f"{where}; it must be a {type(default).__name__}, as {default!r} is")
-    if name in ("temperature", "rows") and not value > 0:
+    if name in kind.above_zero and not value > 0:
         raise SmoljaxError(f"{where}; it must be above 0")
-    if name in ("top_k", "hidden") and value < 0:
+    if name in kind.from_zero and value < 0:
         raise SmoljaxError(f"{where}; it must be 0 or more")
 
 
@@ -117,6 +120,7 @@ class MLPConnector(Connector):
       norm: LayerNorm on the image tokens.
     """
 
+    from_zero: ClassVar[tuple[str, ...]] = ("hidden",)
     hidden: int = 0
     norm: bool = False
 
@@ -179,6 +183,8 @@ class WordMixture(Connector):
     """
 
     reads_words: ClassVar[bool] = True
+    above_zero: ClassVar[tuple[str, ...]] = ("temperature",)
+    from_zero: ClassVar[tuple[str, ...]] = ("top_k",)
     temperature: float = 1.0
     top_k: int = 0
     live: bool = True
@@ -206,6 +212,7 @@ class VisualTable(Connector):
     """
 
     reads_words: ClassVar[bool] = True
+    above_zero: ClassVar[tuple[str, ...]] = ("rows", "temperature")
     rows: int = 512
     start: Start = "random"
     temperature: float = 1.0

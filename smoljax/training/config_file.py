@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smoljax.errors import SmoljaxError, UsageError
-from smoljax.training.config import TrainConfig
+from smoljax.training.config import Objective, TrainConfig
 from smoljax.training.overrides import override, parse
 
 RESOLVED = "config.json"
@@ -73,29 +73,49 @@ def _arguments(function: Callable[..., Any], overrides: Sequence[str]) -> tuple[
             given[key] = parse(text, hint, default, key)
         else:
             rest.append(item)
-    needed = [item.name for item in parameters.values() if item.default is item.empty and item.kind <= 1]
+    spread = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        item.name for item in parameters.values() if item.default is item.empty and item.kind not in spread
+    ]
     if missing := [name for name in needed if name not in given]:
         raise UsageError(f"this config asks for {', '.join(missing)}: --set {missing[0]}=VALUE")
     return given, rest
 
 
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain JSON; functions by name, objectives with their names."""
-    return json.loads(json.dumps(_plain(config), default=str))
+def as_json(config: TrainConfig, *, defaults: bool = True) -> dict[str, Any]:
+    """The config as plain JSON; functions by name, objectives with their names.
+
+    Args:
+      config: of a run.
+      defaults: False leaves out what is as its dataclass has it, so that a setting which is new tomorrow does not
+        change what is said of a run of today.
+    """
+    return json.loads(json.dumps(_plain(config, defaults), default=str))
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, defaults: bool = True) -> Any:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        found = {item.name: _plain(getattr(node, item.name)) for item in dataclasses.fields(node)}
-        name = getattr(type(node), "name", None)
-        return {"kind": name, **found} if isinstance(name, str) else found
+        found = {
+            item.name: _plain(getattr(node, item.name), defaults)
+            for item in dataclasses.fields(node)
+            if defaults or not _is_default(item, getattr(node, item.name))
+        }
+        if isinstance(node, Objective):
+            return {"objective": node.name, **found}
+        return found
     if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
+        return {str(key): _plain(value, defaults) for key, value in node.items()}
     if isinstance(node, tuple | list):
-        return [_plain(item) for item in node]
+        return [_plain(item, defaults) for item in node]
     if callable(node):
         return f"{node.__module__}.{getattr(node, '__qualname__', type(node).__name__)}"
     return node
+
+
+def _is_default(item: "dataclasses.Field[Any]", value: Any) -> bool:
+    if item.default_factory is not dataclasses.MISSING:
+        return value == item.default_factory()
+    return item.default is not dataclasses.MISSING and value == item.default
 
 
 def check_same(config: TrainConfig, workdir: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_bit_for_bit(colours, t
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives_and_take_over_its_checkpoint(colours, tmp_path, unbroken):
     together = launch(colours, tmp_path / "eight", 8, "mesh.fsdp=4")
     assert together.returncode == 0, together.stderr

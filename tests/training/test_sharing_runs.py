@@ -115,3 +115,8 @@ def test_sharing_is_set_and_stored_by_key(tmp_path):
     found = override(config, ["model.sharing.connector=mlp", "model.sharing.input_gradient=0.5"])
     assert found.model.sharing == SharingConfig("mlp", input_gradient=0.5)
     assert as_json(found)["model"]["sharing"]["connector"] == "mlp"
+    # What a run changes of the defaults: no word of what it leaves as it is.
+    changed = as_json(found, defaults=False)
+    assert changed["model"] == {"start": "tiny", "sharing": {"connector": "mlp", "input_gradient": 0.5}}
+    assert changed["objectives"] == [{"objective": "next_token"}]
+    assert "optimizer" not in changed

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from smoljax.training.objectives.next_token import next_token_sums
 
@@ -60,7 +61,8 @@ def centroid_gap(x: jax.Array, is_image: jax.Array, is_word: jax.Array) -> jax.A
     return jnp.where(is_image.any(), gap / length, 0.0)
 
 
-def tie_distance(words: jax.Array, head: jax.Array) -> jax.Array:
+def tie_distance(words: ArrayLike, head: ArrayLike) -> jax.Array:
     """‖E − W‖² over the mean of ‖E‖² and ‖W‖² (not differentiated): 2 for tables that know nothing of each other."""
+    words, head = jnp.asarray(words), jnp.asarray(head)
     size = 0.5 * (jnp.sum(jnp.square(words)) + jnp.sum(jnp.square(head)))
     return jnp.sum(jnp.square(words - head)) / jax.lax.stop_gradient(jnp.maximum(size, 1e-12))
