@@ -31,6 +31,8 @@ ALLOWED = {
     | {"vlm", "models", "embedding", "grounding", "training"},
     "analysis": {"errors", "config", "nn", "processing", "generation", "vlm", "evaluation", "training"},
     "interop": {"errors", "config", "nn"},
+    "platform": set(),
+    "plan": {"errors", "config", "ops", "data", "training"},
     "cli": {
         "errors",
         "config",
@@ -44,7 +46,7 @@ ALLOWED = {
         "hub",
         "models",
     }
-    | {"untrained", "smoljax", "data", "training", "embedding", "grounding", "evaluation"},
+    | {"untrained", "smoljax", "data", "training", "embedding", "grounding", "evaluation", "platform", "plan"},
     "__main__": {"cli"},
 }
 LAZY = {

@@ -70,9 +70,10 @@ def _placed(q: Any, k: Any, v: Any, segments: Any, causal: bool, interpret: bool
     rows, along, heads = names
     split = partition.ways(along) if along else 1
     # Key-value heads go with the query heads that read them.
-    whole = heads is None or k.shape[1] % partition.ways(heads) != 0
-    spec = partition.spec((rows, None if whole else heads, along, None), q.shape)
-    kernel = _kernel(N // (1 if whole else partition.ways(heads)), T, narrow, causal, split, interpret)
+    if heads is not None and k.shape[1] % partition.ways(heads):
+        heads = None
+    spec = partition.spec((rows, heads, along, None), q.shape)
+    kernel = _kernel(N // (partition.ways(heads) if heads else 1), T, narrow, causal, split, interpret)
     mesh = partition.mesh
     queries, keys = spec, PartitionSpec(spec[0], spec[1], None, None)
     own, all_ = PartitionSpec(spec[0], spec[2]), PartitionSpec(spec[0], None)
