@@ -32,7 +32,7 @@ ALLOWED = {
     "analysis": {"errors", "config", "nn", "processing", "generation", "vlm", "evaluation", "training"},
     "interop": {"errors", "config", "nn"},
     "platform": set(),
-    "plan": {"errors", "config", "ops", "data", "training"},
+    "plan": {"errors", "config", "ops", "nn", "generation", "data", "training"},
     "cli": {
         "errors",
         "config",
@@ -46,7 +46,17 @@ ALLOWED = {
         "hub",
         "models",
     }
-    | {"untrained", "smoljax", "data", "training", "embedding", "grounding", "evaluation", "platform", "plan"},
+    | {
+        "untrained",
+        "smoljax",
+        "data",
+        "training",
+        "embedding",
+        "grounding",
+        "evaluation",
+        "platform",
+        "plan",
+    },
     "__main__": {"cli"},
 }
 LAZY = {

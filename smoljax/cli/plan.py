@@ -35,6 +35,18 @@ def plan(
             "--search", help="Compile a few other meshes, remat policies and batches too, and rank them."
         ),
     ] = False,
+    answers: Annotated[
+        bool,
+        typer.Option("--answers", help="Plan answering with this model in place of training it."),
+    ] = False,
+    prompt: Annotated[int, typer.Option(min=1, help="With --answers: tokens of a prompt.")] = 1024,
+    new: Annotated[int, typer.Option(min=1, help="With --answers: tokens of an answer.")] = 256,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="With --answers: tiles of a question's picture.", show_default="as many as fit"
+        ),
+    ] = None,
     hlo: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the compiled program here.", show_default=False)
     ] = None,
@@ -45,7 +57,7 @@ def plan(
     No TPU is needed, but its compiler: `pip install 'smoljax[tpu]'`. Minutes of one core; nothing is allocated but the
     compiler's own gigabytes. docs/plan.md says how times are predicted, and how far off they are.
 
-    Example: `smoljax plan experiments/plan/smolvlm_2_2b.py --topology v5e:16x16`
+    Example: `smoljax plan experiments/plan/smolvlm.py --topology v5e:16x16 --set size=2.2b`
     """
     from smoljax.plan.chips import read_topology
     from smoljax.plan.plan import advise, plan_training, smaller
@@ -55,6 +67,9 @@ def plan(
     if batch is not None:
         resolved = smaller(resolved, batch)
     place = read_topology(topology)
+    if answers:
+        _answers(resolved, place, prompt, new, tiles, json)
+        return
     if search:
         console = common.console(stderr=True)
 
@@ -72,6 +87,47 @@ def plan(
         common.print_json(found)
         return
     render(found)
+
+
+def _answers(config: Any, topology: Any, prompt: int, new: int, tiles: int | None, json: bool) -> None:
+    from smoljax.plan.answers import Load, plan_answers
+    from smoljax.training.setup import plain_model
+
+    model = plain_model(config.model).config
+    fitting = 0 if model.vision is None else min(config.data.max_tiles, prompt // model.image_seq_len)
+    load = Load(config.data.batch_size, prompt, new, fitting if tiles is None else tiles)
+    found = plan_answers(model, config.mesh, topology, load)
+    if json:
+        common.print_json(found)
+        return
+    from rich.table import Table
+
+    console = common.console()
+    verdict = "[bold green]fits[/bold green]" if found["fits"] else "[bold red]does not fit[/bold red]"
+    console.print(
+        f"[bold]{found['topology']}[/bold], {found['chips']} chips: {verdict}; {load.rows} questions of {prompt} "
+        f"tokens, {load.tiles} tiles each, up to {new} new tokens"
+    )
+    table = Table(
+        "program", "GiB a chip", "ms", "memory ms", "links ms", "MFU", box=None, header_style="bold"
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name in ("vision", "prefill", "decode"):
+        if (part := found.get(name)) is None:
+            continue
+        size, times = f"{part['hbm_bytes_per_chip'] / 2**30:,.2f}", part.get("predicted_s")
+        if times is None:
+            table.add_row(name, size, "does not fit", "", "", "")
+            continue
+        cells = [f"{1e3 * times[key]:,.2f}" for key in ("scheduled", "memory", "links")]
+        table.add_row(name, size, *cells, f"{100 * part['predicted_mfu']:.1f} %")
+    console.print(table)
+    if found["tokens_per_s"] is not None and found["first_token_s"] is not None:
+        console.print(
+            f"[bold]first token after {1e3 * found['first_token_s']:,.1f} ms, then {found['tokens_per_s']:,.0f} "
+            f"tokens/s[/bold] of all questions together ({found['tokens_per_s'] / load.rows:,.0f} of each)"
+        )
 
 
 def render(found: dict[str, Any]) -> None:

@@ -267,15 +267,7 @@ class Generator:
         return (rows, tiles, self.config.image_seq_len, self.config.text.hidden_size)
 
     def _controls(self, sampling: Sampling) -> programs.Controls:
-        return programs.Controls(
-            temperature=jnp.float32(sampling.temperature),
-            top_k=jnp.int32(min(sampling.top_k, self.config.text.vocab_size) or self.config.text.vocab_size),
-            top_p=jnp.float32(sampling.top_p),
-            repetition_penalty=jnp.float32(sampling.repetition_penalty),
-            stop_ids=jnp.asarray(self.stop_ids, jnp.int32),
-            pad_id=jnp.int32(self.pad_id),
-            key=jax.random.key(sampling.seed),
-        )
+        return programs.make_controls(self.config, sampling, self.stop_ids, self.pad_id)
 
     def _pad(
         self, batch: Mapping[str, np.ndarray], run: "Compiled", timings: Timings

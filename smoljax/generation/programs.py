@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
+from smoljax.generation.options import Sampling
 from smoljax.nn.cache import KVCache, init_cache
 from smoljax.nn.smolvlm import SmolVLM, forward
 from smoljax.ops import sampling
@@ -32,6 +33,22 @@ class Controls:
     stop_ids: Any
     pad_id: Any
     key: Any
+
+
+def make_controls(
+    config: SmolVLMConfig, options: Sampling, stop_ids: tuple[int, ...], pad_id: int
+) -> Controls:
+    """The values of `options` as arrays; top_k 0 is the whole vocabulary."""
+    vocabulary = config.text.vocab_size
+    return Controls(
+        temperature=jnp.float32(options.temperature),
+        top_k=jnp.int32(min(options.top_k, vocabulary) or vocabulary),
+        top_p=jnp.float32(options.top_p),
+        repetition_penalty=jnp.float32(options.repetition_penalty),
+        stop_ids=jnp.asarray(stop_ids, jnp.int32),
+        pad_id=jnp.int32(pad_id),
+        key=jax.random.key(options.seed),
+    )
 
 
 @flax.struct.dataclass

@@ -163,9 +163,9 @@ def compile_step(config: TrainConfig, topology: Topology, devices: list[Any] | N
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
-    parts = {name: _bytes(getattr(like, name)) for name in GROUPS}
+    parts = {name: bytes_of(getattr(like, name)) for name in GROUPS}
     sizes = {"parameters": parts["params"], "optimizer": parts["opt_state"], "ema": parts["ema"]}
-    return compile_program(step, (like, batch, None), topology, partition, sizes | {"batch": _bytes(batch)})
+    return compile_program(step, (like, batch, None), topology, partition, sizes | {"batch": bytes_of(batch)})
 
 
 def compile_program(
@@ -221,7 +221,7 @@ def batch_shapes(config: TrainConfig, model: SmolVLMConfig, partition: Partition
     return jax.tree.map(whole, row)
 
 
-def _bytes(tree: Any) -> float:
+def bytes_of(tree: Any) -> float:
     """What a chip holds of arrays with shardings."""
     return float(
         sum(

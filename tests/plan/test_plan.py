@@ -63,3 +63,19 @@ def test_a_run_that_does_not_fit_says_by_how_much():
     assert not found["fits"]
     assert found["hbm_bytes_per_chip"] > found["hbm"]["available"]
     assert found["predicted_step_s"] is None
+
+
+def test_answering_is_planned_program_by_program():
+    from smoljax.plan.answers import Load, plan_answers
+
+    config = presets.tiny().with_compute(dtype="bfloat16", scan_layers=True)
+    found = plan_answers(config, MeshConfig(), read_topology("v5e:2x2"), Load(8, prompt=128, new=64, tiles=1))
+    assert found["fits"]
+    parts = [found[name] for name in ("vision", "prefill", "decode")]
+    assert found["first_token_s"] == parts[0]["predicted_step_s"] + parts[1]["predicted_step_s"]
+    # Repeated parameters, split rows: nothing to say over the links but whether all rows are done.
+    assert sum(row["bytes"] for part in parts for row in part["collectives"]) < 1e3
+    assert parts[1]["flops"]["executed"] > 10 * parts[2]["flops"]["executed"]
+    split = plan_answers(config, MeshConfig(tensor=2), read_topology("v5e:2x2"), Load(8, 128, 64, 1))
+    assert split["decode"]["hbm"]["parameters"] < 0.7 * parts[2]["hbm"]["parameters"]
+    assert {row["axes"] for row in split["decode"]["collectives"]} >= {"tensor"}
