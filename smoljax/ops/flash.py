@@ -111,7 +111,7 @@ def _kernel(N: int, T: int, narrow: bool, causal: bool, shards: int, interpret: 
         k_layout=layout,
         v_layout=layout,
     )
-    with jax.ensure_compile_time_eval():  # its tables are constants, whatever is being traced
+    with jax.core.eval_context():  # its tables are constants that are kept, whatever is being traced (a scan, too)
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * N),
             block_sizes=sizes,
