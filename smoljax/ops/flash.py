@@ -111,7 +111,9 @@ def _kernel(N: int, T: int, narrow: bool, causal: bool, shards: int, interpret: 
         k_layout=layout,
         v_layout=layout,
     )
-    with jax.core.eval_context():  # its tables are constants that are kept, whatever is being traced (a scan, too)
+    with (
+        jax.core.eval_context()
+    ):  # its tables are constants that are kept, whatever is being traced (a scan, too)
         return splash.make_splash_mha(
             masks.MultiHeadMask([mask] * N),
             block_sizes=sizes,

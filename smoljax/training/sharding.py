@@ -122,8 +122,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     rest = math.prod(fixed.values())
     shape = {"data": count // rest if config.data == -1 else config.data, **fixed}
     if math.prod(shape.values()) != count:
-        told = " × ".join(f"{name} {ways}" for name, ways in shape.items() if ways > 1 or name == "data")
-        raise UsageError(f"mesh: {told} does not make the {count} devices of this machine")
+        given = {"data": config.data, **fixed}
+        told = " × ".join(f"{name} {ways}" for name, ways in given.items() if ways > 1) or "data 1"
+        raise UsageError(f"mesh: {told} does not make the {count} device{'s' * (count > 1)} there are")
     rules = rules_of(config)
     used = {axis for axes in vars(rules).values() for axis in axes}
     if idle := [name for name, ways in shape.items() if ways > 1 and name not in used]:

@@ -58,6 +58,15 @@ def test_a_checkpoint_that_was_cut_off_does_not_count(stopped):
     assert train(config, workdir, show=False).finished
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(toy_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run"):
+        train(toy_config(), tmp_path / "file" / "run", show=False)
+    if Path("/sys").is_dir():  # even root cannot write there
+        with pytest.raises(OSError, match="/sys/run"):
+            train(toy_config(), Path("/sys/run"), show=False)
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_last_good_checkpoint(colours, stopped):
     _, workdir = stopped

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,34 @@ def test_eight_devices_give_what_one_gives_and_take_over_its_checkpoint(colours,
     found = losses(tmp_path / "moved")
     assert [found[step] for step in range(1, 5)] == [theirs[step] for step in range(1, 5)]
     np.testing.assert_allclose(list(found.values()), list(theirs.values()), rtol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def halfway(colours, tmp_path_factory):
+    """Four of the eight steps on eight devices: fsdp 4, tensor 2."""
+    workdir = tmp_path_factory.mktemp("halfway")
+    done = launch(colours, workdir, 8, "stop=4", "mesh.fsdp=4", "mesh.tensor=2")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "mesh"), [(1, ""), (2, "fsdp=2"), (4, "sequence=2"), (8, "data=4 fsdp=2"), (8, "tensor=8")]
+)
+def test_a_checkpoint_goes_on_on_other_devices_and_meshes(
+    colours, tmp_path, unbroken, halfway, devices, mesh
+):
+    shutil.copytree(halfway, tmp_path / "run")
+    told = [f"mesh.{part}" for part in mesh.split()]
+    done = launch(colours, tmp_path / "run", devices, *told)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = losses(tmp_path / "run"), losses(unbroken)
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-4)
+    first, second = weights(tmp_path / "run"), weights(unbroken)
+    for name in second:
+        np.testing.assert_allclose(first[name], second[name], atol=2e-3, err_msg=name)
 
 
 def test_sigterm_saves_and_stops(colours, tmp_path):
