@@ -1,8 +1,8 @@
 """Published figures of TPU chips, and the topologies that the compiler knows of.
 
 Peak rates, memory and interconnect: Google Cloud's TPU pages ("System architecture" of each version, read 2026-11);
-links and
-their one-way rates, and the way to the host: "How to Scale Your Model" (Austin et al. 2025), part 2.
+links
+and their one-way rates, and the way to the host: "How to Scale Your Model" (Austin et al. 2025), part 2.
 """
 
 import math
@@ -22,7 +22,8 @@ class Chip:
       link_rate: one way, of one link.
       host_rate: to the host's memory and back, each way.
       torus: dimensions of the interconnect.
-      full: chips along a dimension from which on its ends are joined (a ring; below, a line).
+      full: chips along a dimension from which on its ends are joined (a ring; below, a line); of three dimensions none
+        is unless all are so long, since joints are those of whole cubes.
       mxu: side of the matrix unit: shorter sides of a product leave part of it idle.
       clock: cycles a second.
       cores: tensor cores.
@@ -76,6 +77,11 @@ class Topology:
     def chips(self) -> int:
         """How many."""
         return math.prod(self.shape)
+
+    def is_ring(self, dimension: int) -> bool:
+        """Whether the ends of a dimension are joined."""
+        shortest = min(self.shape) if self.chip.torus == 3 else self.shape[dimension]
+        return shortest >= self.chip.full
 
 
 def read_topology(text: str) -> Topology:

@@ -191,10 +191,10 @@ def _kernel(within: Computation, item: Instruction, mxu: int) -> Cost:
         return Cost()
     operands = [within.by_name[name].shapes[0] for name in item.operands if within.by_name[name].shapes]
     wide = [shape for shape in operands if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3]
-    q = wide[0]
-    keys = wide[1].dims[-2]
-    *rows, T, H = q.dims
-    number = math.prod(rows)
+    q, k = wide[0].dims, wide[1].dims
+    # Queries and keys may lie with tokens or with heads' numbers last; results always end in the heads' numbers.
+    H = next(shape.dims[-1] for shape in item.shapes if len(shape.dims) == len(q))
+    number, T, keys = math.prod(q[:-2]), q[-2] * q[-1] // H, k[-2] * k[-1] // H
     visited = _visited(operands, T, keys)
     products = 2 if "fwd" in item.name else 3 if "_dq" in item.name else 4
     flops = products * 2.0 * number * T * keys * H * visited

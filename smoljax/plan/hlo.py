@@ -108,11 +108,6 @@ class Instruction:
         return (self.attribute("custom_call_target") or "").strip('"')
 
     @cached_property
-    def channel(self) -> str | None:
-        """Of a collective."""
-        return self.attribute("channel_id")
-
-    @cached_property
     def origin(self) -> str:
         """The operation of the traced program that it stems from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
@@ -271,8 +266,8 @@ def trip_count(module: Module, caller: Computation, loop: Instruction) -> int | 
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known.group(1))
-    condition = module.computations[_named(loop, "condition")]
-    body = module.computations[_named(loop, "body")]
+    condition = module.computations[callee(loop, "condition")]
+    body = module.computations[callee(loop, "body")]
     initial = caller.by_name.get(loop.operands[0])
     test = condition.root
     while test.opcode in ("fusion", "copy", "bitcast", "convert") and len(test.operands) >= 1:
@@ -316,12 +311,12 @@ def _count(
     left: Instruction,
     right: Instruction,
 ) -> int | None:
-    index = _element(left)
+    index = element(left)
     if index is None:
         return None
     first = _initial(caller, initial, index)
     bound = _constant(right)
-    if bound is None and (place := _element(right)) is not None:
+    if bound is None and (place := element(right)) is not None:
         bound = _initial(caller, initial, place)
     if bound is None:
         return None
@@ -329,11 +324,12 @@ def _count(
     return max(0, -(-(bound - (first or 0)) // step))
 
 
-def _named(loop: Instruction, what: str) -> str:
+def callee(loop: Instruction, what: str) -> str:
+    """The name of a loop's "body" or "condition"."""
     return (loop.attribute(what) or "").lstrip("%")
 
 
-def _element(item: Instruction) -> int | None:
+def element(item: Instruction) -> int | None:
     """Which element of the loop's state an instruction reads."""
     if item.opcode != "get-tuple-element":
         return None
@@ -368,16 +364,3 @@ def _step(module: Module, body: Computation, index: int) -> int:
         return 1
     found = [_constant(body.by_name.get(name)) for name in item.operands]
     return next((value for value in found if value), 1)
-
-
-def reachable(module: Module) -> Iterator[Computation]:
-    """Every computation that the entry calls, directly or not, once each."""
-    waiting, seen = [module.entry], {module.entry}
-    while waiting:
-        computation = module.computations[waiting.pop()]
-        yield computation
-        for item in computation.instructions:
-            for name in item.called:
-                if name in module.computations and name not in seen:
-                    seen.add(name)
-                    waiting.append(name)

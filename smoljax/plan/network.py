@@ -19,7 +19,6 @@ class Exchange:
     Attributes:
       kind: "all-gather", ….
       axes: of the mesh, as "fsdp" or "data+fsdp"; "?" for groups that no axes make.
-      members: chips in a group.
       bytes: of the whole array on a chip: the gathered result, what is reduced, what is sent.
       seconds: on the links alone.
       lane: of a permute its pairs, so that two opposite ones go beside each other; None: it takes all links.
@@ -27,7 +26,6 @@ class Exchange:
 
     kind: str
     axes: str
-    members: int
     bytes: float
     seconds: float
     lane: str | None = None
@@ -74,7 +72,7 @@ class Network:
             size = sent
         axes = self._axes(item, groups)
         lane = item.attribute("source_target_pairs")
-        return Exchange(kind, axes, members, size, self._seconds(kind, groups, size, members), lane)
+        return Exchange(kind, axes, size, self._seconds(kind, groups, size, members), lane)
 
     def _axes(self, item: Instruction, groups: Sequence[Sequence[int]]) -> str:
         if item.opcode.startswith("collective-permute"):
@@ -88,8 +86,8 @@ class Network:
     def _seconds(self, kind: str, groups: Sequence[Sequence[int]], size: float, members: int) -> float:
         """Bandwidth of the links that a group's chips span, both ways round; a line has half of a ring's.
 
-        An all-gather or reduce-scatter passes (n − 1)/n of the array, an all-reduce twice that; an all-to-all a
-        quarter of it on a ring; a permute the array itself, over as many links as the partner is away.
+        An all-gather or reduce-scatter passes (n − 1)/n of the array, an all-reduce twice that; an all-to-all is bound
+        by its narrowest cut; a permute passes the array itself, over as many links as the partner is away.
         """
         chip = self.topology.chip
         if not groups or members < 2:
@@ -104,14 +102,26 @@ class Network:
         if kind == "all-reduce":
             return 2 * size * part / rate
         if kind == "all-to-all":
-            return size * max(1.0, max(self._sides(groups[0])) / 4) / rate
+            return size * self._bisection(groups[0]) / chip.link_rate
         return size * part / rate
+
+    def _bisection(self, group: Sequence[int]) -> float:
+        """Of an all-to-all, the share of a chip's array that each link in the middle carries, at the narrowest cut.
+
+        Half of what the chips on one side of a cut hold crosses it; along a dimension of n chips each line of chips has
+        one link there, on a ring two: n/4 or n/8 of an array a link.
+        """
+        sides = [(d, side) for d, side in enumerate(self._sides(group)) if side > 1]
+        rings = self._spans(group)
+        return max(
+            (side / (8 if ring else 4) for (_, side), ring in zip(sides, rings, strict=True)), default=1.0
+        )
 
     def _spans(self, group: Sequence[int]) -> list[bool]:
         """For each dimension of the torus that a group extends along: whether it is a closed ring there."""
         sides = self._sides(group)
         return [
-            side >= self.topology.shape[d] and self.topology.shape[d] >= self.topology.chip.full
+            side >= self.topology.shape[d] and self.topology.is_ring(d)
             for d, side in enumerate(sides)
             if side > 1
         ]
@@ -124,8 +134,7 @@ class Network:
         total = 0
         for d, side in enumerate(self.topology.shape):
             way = abs(int(self.coords[one][d]) - int(self.coords[other][d]))
-            ring = side >= self.topology.chip.full
-            total += min(way, side - way) if ring else way
+            total += min(way, side - way) if self.topology.is_ring(d) else way
         return total
 
 

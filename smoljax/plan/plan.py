@@ -9,7 +9,7 @@ import numpy as np
 
 from smoljax.plan.chips import Topology
 from smoljax.plan.compile import Compiled, Memory, compile_step, describe
-from smoljax.plan.hlo import Computation, Module, parse, trip_count
+from smoljax.plan.hlo import Instruction, Module, callee, element, parse, trip_count
 from smoljax.plan.network import Network
 from smoljax.plan.predictor import RATES, error
 from smoljax.plan.schedule import Play, Player, Rates, exchanges_table
@@ -75,22 +75,22 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
       does not fit.
     """
     topology, memory = compiled.topology, compiled.memory
+    module = None if compiled.text is None else parse(compiled.text)
     found: dict[str, Any] = {
         "topology": topology.name,
         "chips": topology.chips,
         "mesh": {name: size for name, size in compiled.mesh.items() if size > 1},
         "fits": compiled.fits,
         "hbm_bytes_per_chip": memory.total,
-        "hbm": _kinds(compiled),
+        "hbm": _kinds(memory, module),
         "flops": {"model": model_flops},
         "predicted_step_s": None,
         "predicted_mfu": None,
         "predictor_error": error(),
         "compile_s": round(compiled.seconds, 1),
     }
-    if compiled.text is None:
+    if module is None:
         return found | {"refusal": compiled.refusal}
-    module = parse(compiled.text)
     play = play_of(module, compiled, rates)
     chips = topology.chips
     ideal = model_flops / (chips * topology.chip.flops)
@@ -109,7 +109,7 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
             "waiting": play.waiting,
         },
         "predicted_mfu": ideal / play.seconds,
-        "collectives": exchanges_table([play]),
+        "collectives": exchanges_table(play),
         "loops_of_unknown_length": play.unknown,
     }
 
@@ -120,12 +120,11 @@ def play_of(module: Module, compiled: Compiled, rates: Rates) -> Play:
     return Player(module, network, rates).play()
 
 
-def _kinds(compiled: Compiled) -> dict[str, float]:
+def _kinds(memory: Memory, module: Module | None) -> dict[str, float]:
     """Bytes of a chip by kind; of the temporaries, what layers keep for the backward pass apart."""
-    memory: Memory = compiled.memory
     found = {field.name: getattr(memory, field.name) for field in dataclasses.fields(memory)}
-    if compiled.text is not None:
-        found["activations"] = min(kept_activations(parse(compiled.text)), memory.temporaries)
+    if module is not None:
+        found["activations"] = min(kept_activations(module), memory.temporaries)
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
@@ -145,24 +144,18 @@ def kept_activations(module: Module) -> float:
         total += sum(
             shape.bytes
             for place, shape in enumerate(item.shapes)
-            if shape.dims
-            and shape.dims[0] == times
-            and shape.in_hbm
-            and _is_written(module, item.rest, place)
+            if shape.dims and shape.dims[0] == times and shape.in_hbm and _is_written(module, item, place)
         )
     return total
 
 
-def _is_written(module: Module, rest: str, place: int) -> bool:
+def _is_written(module: Module, loop: Instruction, place: int) -> bool:
     """Whether a loop's body changes an element of its state."""
-    name = rest.partition("body=%")[2].split(",")[0]
-    body: Computation = module.computations[name]
+    body = module.computations[callee(loop, "body")]
     if body.root.opcode != "tuple" or place >= len(body.root.operands):
         return False
     item = body.by_name.get(body.root.operands[place])
-    return item is not None and not (
-        item.opcode == "get-tuple-element" and int(item.attribute("index") or -1) == place
-    )
+    return item is not None and element(item) != place
 
 
 def smaller(config: TrainConfig, batch: int) -> TrainConfig:

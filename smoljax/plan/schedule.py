@@ -6,12 +6,11 @@ stands between.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from smoljax.plan.chips import Chip
 from smoljax.plan.cost import TRANSFERS, Cost, cost_of, is_collective
-from smoljax.plan.hlo import Computation, Instruction, Module, trip_count
+from smoljax.plan.hlo import Computation, Instruction, Module, callee, trip_count
 from smoljax.plan.network import Exchange, Network
 
 
@@ -74,11 +73,6 @@ class Play:
         """All collectives by themselves."""
         return sum(values[2] for values in self.exchanges.values())
 
-    @property
-    def link_bytes(self) -> float:
-        """All collectives' arrays."""
-        return sum(values[1] for values in self.exchanges.values())
-
 
 class Player:
     """Plays computations of one module on one chip of a network."""
@@ -99,12 +93,11 @@ class Player:
         lanes: dict[str | None, float] = defaultdict(float, {None: 0.0})
         ready: dict[str, float] = {}
         for item in computation.instructions:
-            waits = (
-                [ready[name] for name in item.operands if name in ready] if _ends(self.module, item) else []
-            )
-            if waits and max(waits) > clock:
-                total.waiting += max(waits) - clock
-                clock = max(waits)
+            ends = _ends(self.module, item)
+            pending = max((ready[name] for name in item.operands if name in ready), default=None)
+            if ends and pending is not None and pending > clock:
+                total.waiting += pending - clock
+                clock = pending
             inner = self._inner(computation, item)
             if inner is not None:
                 times, part = inner
@@ -132,10 +125,8 @@ class Player:
                     clock = end
                 if item.opcode != "fusion":
                     continue
-            elif item.name in ready or any(name in ready for name in item.operands):
-                later = [ready[name] for name in item.operands if name in ready]
-                if later and not _ends(self.module, item):
-                    ready[item.name] = max(later)  # a pair's state, passed on
+            elif pending is not None and not ends:
+                ready[item.name] = pending  # a pair's state, passed on
             if item.opcode in TRANSFERS:
                 if any(shape.in_host for shape in item.shapes):
                     seconds = cost.bytes / self.network.topology.chip.host_rate
@@ -175,7 +166,7 @@ class Player:
         """Loops so often, of branches the longest, calls once."""
         if item.opcode == "while":
             times = trip_count(self.module, computation, item)
-            part = self.play((item.attribute("body") or "").lstrip("%"))
+            part = self.play(callee(item, "body"))
             if times is None:
                 part = dataclasses.replace(part, unknown=[*part.unknown, item.name])
             return float(1 if times is None else times), part
@@ -223,10 +214,10 @@ def _continues(inner: Computation) -> bool:
     return len(flags) >= 4
 
 
-def exchanges_table(plays: Iterable[Play]) -> list[dict[str, float | str]]:
+def exchanges_table(play: Play) -> list[dict[str, float | str]]:
     """Kind, axes, number, bytes and seconds of each kind of collective, the dearest first."""
-    rows: list[dict[str, float | str]] = []
-    for play in plays:
-        for (kind, axes), (number, size, seconds) in play.exchanges.items():
-            rows.append({"kind": kind, "axes": axes, "number": number, "bytes": size, "seconds": seconds})
+    rows: list[dict[str, float | str]] = [
+        {"kind": kind, "axes": axes, "number": number, "bytes": size, "seconds": seconds}
+        for (kind, axes), (number, size, seconds) in play.exchanges.items()
+    ]
     return sorted(rows, key=lambda row: -float(row["seconds"]))

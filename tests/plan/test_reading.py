@@ -8,7 +8,7 @@ import pytest
 from smoljax.errors import UsageError
 from smoljax.plan.chips import CHIPS, read_topology
 from smoljax.plan.cost import cost_of
-from smoljax.plan.hlo import parse, reachable, trip_count
+from smoljax.plan.hlo import parse, trip_count
 from smoljax.plan.network import Network, groups_of
 from smoljax.plan.schedule import Player, Rates
 
@@ -31,7 +31,7 @@ def test_a_compiled_scan_counts_every_turn():
     module = parse(jax.jit(run).lower(x, stack).compile().as_text())
     loops = [
         trip_count(module, part, item)
-        for part in reachable(module)
+        for part in module.computations.values()
         for item in part.instructions
         if item.opcode == "while"
     ]
@@ -229,3 +229,33 @@ def test_topologies_are_read_or_refused():
     for text in ("v5e", "v9:2x2", "v5e:4xx", "v5e:0x2"):
         with pytest.raises(UsageError, match="CHIP:AxB"):
             read_topology(text)
+
+
+@pytest.mark.parametrize("layout", ["52,16,768,72", "52,16,72,768"])
+def test_the_attention_kernel_costs_the_same_in_both_layouts(layout):
+    module = module_of(
+        "%blocks = s8[1,3,3] parameter(0)",
+        *(f"%{name} = bf16[{layout}] parameter({place})" for place, name in enumerate("qkv", 1)),
+        "%splash_mha_fwd.1 = (f32[52,256,128], bf16[52,16,768,72], f32[52,16,768,128]) custom-call("
+        '%blocks, %q, %k, %v), custom_call_target="tpu_custom_call"',
+        "ROOT %out = bf16[52,16,768,72] get-tuple-element(%splash_mha_fwd.1), index=1",
+    )
+    entry = module.computations[module.entry]
+    cost = cost_of(module, entry, entry.by_name["splash_mha_fwd.1"], 128)
+    assert cost.flops == 2 * 2 * 52 * 16 * 768 * 768 * 72
+    assert cost.padded == pytest.approx(cost.flops * 128 / 72)
+    assert cost.elements == 16 * 52 * 16 * 768 * 768
+
+
+def test_rings_and_narrowest_cuts():
+    def spread(topology, chips):
+        found = network(topology)
+        return found._seconds("all-to-all", [list(range(chips))], 1.0, chips) * found.topology.chip.link_rate
+
+    assert read_topology("v5e:16x16").is_ring(0)
+    assert not read_topology("v5e:8x8").is_ring(0)
+    assert read_topology("v5p:4x4x8").is_ring(2)
+    assert not read_topology("v5p:2x4x4").is_ring(2)
+    # Each of 128 chips sends half of its array over 16 rings, two links each; without rings over 8 links.
+    assert spread("v5e:16x16", 256) == 128 * 0.5 / (16 * 2)
+    assert spread("v5e:8x8", 64) == 32 * 0.5 / 8
