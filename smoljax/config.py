@@ -16,7 +16,7 @@ from smoljax.sharing import RELEASED, SharingConfig, sharing_from_dict
 PositionIds = Literal["arange", "bucket", "hf_4_55"]
 Remat = Literal["none", "full", "dots", "projections", "offload"]
 ComputeDtype = Literal["float32", "bfloat16"]
-AttentionKind = Literal["auto", "plain", "kernel"]
+AttentionKind = Literal["auto", "plain"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ComputeConfig:
       remat: what the backward pass recomputes: "none" keeps all activations, "dots" keeps the results of
         matrix products only, "projections" those of attention (queries, keys, values, output), "full" keeps only each
         layer's input; "offload" is "projections" with all of it in the host's memory (not on a CPU).
-      attention: "plain" products and softmax; "kernel", the platform's own (`smoljax.ops.flash`), in which the scores
-        never exist whole; "auto": the kernel where there is one for platform, dtype and mask.
+      attention: "auto": the platform's own kernel (`smoljax.ops.flash`), in which the scores never exist whole, where
+        there is one for dtype, shapes and mask; else, and with "plain" everywhere, products and softmax.
     """
 
     dtype: ComputeDtype = "float32"

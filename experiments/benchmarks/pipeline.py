@@ -54,11 +54,8 @@ def photograph(size: tuple[int, int], seed: int) -> bytes:
 
 
 def make_processor(tile: int, longest: int, tokens: int) -> Processor:
-    """Of a released size, with the tokenizer of SmolLM2 where it is there, else of the bundled model."""
-    try:
-        base = load_processor("smollm2-135m").files["tokenizer.json"]
-    except Exception:
-        return load_processor("smolvlm-nano").with_settings(image_seq_len=tokens)
+    """Of a released size, with the tokenizer of SmolLM2 (`smoljax fetch smollm2-135m`)."""
+    base = load_processor("smollm2-135m").files["tokenizer.json"]
     return Processor.from_files(
         processor_files(base, tile_size=tile, longest_edge=longest, image_seq_len=tokens, video=True)
     )

@@ -1,6 +1,6 @@
 """The predictor against step times that MaxText publishes: the same shapes, compiled here, predicted, compared.
 
-    python -m experiments.plan.published [--runs llama3.1-8b:v6e-8 …]     # minutes a run; goes on where it stopped
+    python -m experiments.plan.published [--runs llama3.1-8b-v6e-2x4 …]    # minutes a run; what is compiled is kept
     python -m experiments.plan.published --table                          # only the table, from the stored rows
 
 Needs `pip install 'smoljax[tpu]'`. Rows go to experiments/plan/results/published/. What is compiled is this project's
@@ -9,11 +9,11 @@ scanned layers, and the published mesh, batch and sequence; where MaxText keeps 
 the step here.
 
 Sources (read 2026-11; step times are quoted from logs in the recipe's README unless said):
-AI-Hypercomputer/tpu-recipes, training/trillium/{Llama3.1-8B,Llama3.1-70B,Mistral-7B}-MaxText, and training/v5p's
-Llama3.1-405B; AI-Hypercomputer/maxtext, MaxText/configs/v5e/README.md and v5p/README.md at commit 76bd53b0 with the
-scripts beside them. These last two tables give FLOP/s, from which the step time is derived by the rule that MaxText
-counted with then (parameters · 6 · tokens, and attention; ±1.5 % for how attention was counted). Their model has a
-ReLU MLP of two matrices; here it is a gated one of two thirds of the width: the same FLOPs and the same parameters.
+AI-Hypercomputer/tpu-recipes, training/trillium/{Llama3.1-8B,Llama3.1-70B,Mistral-7B}-MaxText; AI-Hypercomputer/maxtext,
+MaxText/configs/v5e/README.md and v5p/README.md at commit 76bd53b0 with the scripts beside them. These last two tables
+give FLOP/s, from which the step time is derived by the rule that MaxText counted with then (parameters · 6 · tokens,
+and attention; ±1.5 % for how attention was counted). Their model has a ReLU MLP of two matrices; here it is a gated one of
+two thirds of the width: the same FLOPs and the same parameters.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.commands import ROOT, machine, write_json
+from experiments.plan.kept import COMPILED, kept_name
 from smoljax.config import Remat, SmolVLMConfig, TextConfig
 from smoljax.data.config import DataConfig, SourceConfig
 from smoljax.training.config import MeshConfig, ModelConfig, NextToken, OptimizerConfig, TrainConfig
 
-COMPILED = ROOT / "runs" / "plan"
 RESULTS = ROOT / "experiments" / "plan" / "results" / "published"
 
 
@@ -148,7 +148,7 @@ def predict(run: Run, hlo: Path) -> dict[str, Any]:
     from smoljax.plan.plan import training_report
 
     planned = config(run)
-    if not hlo.exists() or not Compiled.load(hlo).fits:
+    if not hlo.exists():
         compile_step(planned, read_topology(run.topology)).save(hlo)
     found = training_report(planned, Compiled.load(hlo))
     return {"run": asdict(run), "plan": found, "machine": machine()}
@@ -188,8 +188,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What `smoljax plan` prints beside every prediction."""
     pairs = [(row["plan"]["predicted_step_s"], row["run"]["seconds"]) for row in rows]
     ratios = [predicted / published for predicted, published in pairs if predicted is not None]
+    if not ratios:
+        raise SystemExit("no run whose step could be predicted")
     return {
         "runs": len(ratios),
+        "refused": len(pairs) - len(ratios),
         "mean_abs": round(sum(abs(ratio - 1) for ratio in ratios) / len(ratios), 3),
         "low": round(min(ratios), 3),
         "high": round(max(ratios), 3),
@@ -208,7 +211,8 @@ def main() -> None:
 
     skip_absent_tpu()
     if args.one:
-        write_json(RESULTS / f"{args.one}.json", predict(RUNS[args.one], COMPILED / f"{args.one}.json.gz"))
+        run = RUNS[args.one]
+        write_json(RESULTS / f"{args.one}.json", predict(run, COMPILED / kept_name(run.name, config(run))))
         return
     if not args.table:
         for name in args.runs:

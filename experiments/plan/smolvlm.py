@@ -1,8 +1,8 @@
 """SmolVLM2 of any size on a TPU slice, packed rows with pictures: for `smoljax plan`, and to train.
 
     smoljax plan experiments/plan/smolvlm.py --topology v5e:16x16 --set size=2.2b
-    smoljax init smolvlm2-2.2b runs/start/2.2b      # or convert a released checkpoint there
-    smoljax train experiments/plan/smolvlm.py --set size=2.2b --set data.sources.0.data=mine.jsonl --set mesh.fsdp=256
+    smoljax train experiments/plan/smolvlm.py --set size=2.2b --set start=HuggingFaceTB/SmolVLM2-2.2B-Instruct \\
+      --set data.sources.0.data=mine.jsonl
 
 A row of 2048 tokens holds one picture of four by four tiles and the whole picture (17 tiles; of 2.2B three by four, 13)
 and the conversation about it; one of 8192 four of them.
@@ -18,15 +18,22 @@ TILES = {"256m": 17, "500m": 17, "2.2b": 13}  # of a picture, that 2048 tokens h
 
 
 def config(
-    size: str = "2.2b", tokens: int = 2048, rows: int = 256, chips: int = 256, remat: Remat = "full"
+    size: str = "2.2b",
+    start: str = "",
+    tokens: int = 2048,
+    rows: int = 256,
+    fsdp: int = 128,
+    remat: Remat = "full",
 ) -> TrainConfig:
     """The run.
 
     Args:
       size: "256m", "500m" or "2.2b".
+      start: a model that it goes on from; without one it can be planned and not trained.
       tokens: of a row.
       rows: of a batch, all chips together.
-      chips: that parameters are split over.
+      fsdp: ways that parameters are split; the rest of the chips repeats them. The patch encoder's 1152 numbers divide
+        by 128 and not by 256, and what does not divide stays whole on every chip.
       remat: what the backward pass recomputes.
     """
     if size not in TILES:
@@ -34,8 +41,9 @@ def config(
     return TrainConfig(
         f"smolvlm2-{size}",
         ModelConfig(
-            presets.get(f"smolvlm2-{size}"),
-            f"runs/start/{size}",
+            None if start else presets.get(f"smolvlm2-{size}"),
+            None if start else "none",
+            start=start or None,
             dtype="bfloat16",
             scan_layers=True,
             remat=remat,
@@ -50,7 +58,7 @@ def config(
         ),
         (NextToken(chunk=2048),),
         steps=6000,
-        # The released models' own rates: 2e-5 for the decoder, a fifth of it for the encoder, 1e-4 for the connector.
+        # The rates of SmolVLM2's own training: decoder 2e-5, encoder 5e-6, connector 1e-4.
         optimizer=OptimizerConfig(
             "adamw",
             lr=2e-5,
@@ -58,5 +66,5 @@ def config(
             warmup_steps=180,
             groups=(Group("^vision/", lr=0.25), Group("^connector/", lr=5.0)),
         ),
-        mesh=MeshConfig(data=1, fsdp=chips),
+        mesh=MeshConfig(data=-1, fsdp=fsdp),
     )

@@ -16,9 +16,9 @@ from typing import Any
 
 from experiments.commands import ROOT, machine, write_json
 from experiments.plan import smolvlm
+from experiments.plan.kept import COMPILED, kept_name
 
 RESULTS = ROOT / "experiments" / "plan" / "results"
-COMPILED = ROOT / "runs" / "plan"
 PICTURE = ROOT / "docs" / "plan" / "scaling.png"
 
 
@@ -32,7 +32,7 @@ class Plan:
       tokens: of a row.
       rows: of a chip.
       remat: what the backward pass recomputes.
-      fsdp: ways parameters are split; None: all chips.
+      fsdp: ways parameters are split; None: all chips, at most 128 (see `smolvlm.config`).
     """
 
     size: str
@@ -55,7 +55,7 @@ PLANS = {
         Plan("256m", "v5e:2x4", 8192, 2, fsdp=1),
         Plan("500m", "v5e:4x4", 2048, 8),
         Plan("500m", "v5e:4x4", 8192, 2),
-        Plan("2.2b", "v5e:16x16", 2048, 8),
+        Plan("2.2b", "v5e:16x16", 2048, 2, "projections"),
         Plan("2.2b", "v5e:16x16", 8192, 2),
         Plan("2.2b", "v6e:16x16", 2048, 16),
         Plan("2.2b", "v6e:16x16", 8192, 4),
@@ -71,22 +71,21 @@ SCALING = {
 }
 
 
-def make(plan: Plan, out: Path, compiled: Path) -> None:
+def make(plan: Plan, out: Path) -> None:
     """Compiles unless that was done, predicts, and writes the row."""
     from smoljax.plan.chips import read_topology
     from smoljax.plan.compile import Compiled, compile_step
     from smoljax.plan.plan import training_report
-    from smoljax.training.overrides import override
 
     topology = read_topology(plan.topology)
     config = smolvlm.config(
         plan.size,
         plan.tokens,
         rows=plan.rows * topology.chips,
-        chips=plan.fsdp or topology.chips,
+        fsdp=plan.fsdp or min(topology.chips, 128),
         remat=plan.remat,  # type: ignore[arg-type]
     )
-    config = override(config, ["mesh.data=-1"])
+    compiled = COMPILED / kept_name(plan.name, config)
     if not compiled.exists():
         compile_step(config, topology).save(compiled)
     found = training_report(config, Compiled.load(compiled))
@@ -151,9 +150,7 @@ def main() -> None:
     skip_absent_tpu()
     plans, folder = (SCALING, "scaling") if args.scaling else (PLANS, "plans")
     if args.one:
-        make(
-            plans[args.one], RESULTS / folder / f"{args.one}.json", COMPILED / folder / f"{args.one}.json.gz"
-        )
+        make(plans[args.one], RESULTS / folder / f"{args.one}.json")
         return
     for name in args.only or plans:
         # A process each: the compiler keeps its memory.

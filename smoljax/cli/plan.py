@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from smoljax.cli import common
+from smoljax.errors import UsageError
 
 
 def plan(
@@ -67,6 +68,8 @@ def plan(
     if batch is not None:
         resolved = smaller(resolved, batch)
     place = read_topology(topology)
+    if hlo is not None and (search or answers):
+        raise UsageError("--hlo is of one training step: leave --search and --answers out")
     if answers:
         _answers(resolved, place, prompt, new, tiles, json)
         return
@@ -74,7 +77,8 @@ def plan(
         console = common.console(stderr=True)
 
         def tell(number: int, count: int, found: dict[str, Any]) -> None:
-            console.print(f"[{number}/{count}] {found['setting']}: {_line(found)}")
+            said = found.get("refused") or _line(found)
+            console.print(f"[{number}/{count}] {found['setting']}: {said}", markup=False)
 
         plans = advise(resolved, place, tell)
         if json:
@@ -147,7 +151,8 @@ def render(found: dict[str, Any]) -> None:
             table.add_row(name, f"{hbm[name] / 2**30:,.2f}")
         if name == "temporaries" and hbm.get("activations"):
             table.add_row("  of these kept activations", f"{hbm['activations'] / 2**30:,.2f}")
-    table.add_row("[bold]all[/bold]", f"[bold]{found['hbm_bytes_per_chip'] / 2**30:,.2f}[/bold]")
+    # Donated arguments make room for temporaries, so the peak is less than the sum.
+    table.add_row("[bold]at the peak[/bold]", f"[bold]{found['hbm_bytes_per_chip'] / 2**30:,.2f}[/bold]")
     table.add_row("spare" if spare >= 0 else "[red]too much[/red]", f"{abs(spare) / 2**30:,.2f}")
     console.print(table)
     if found["predicted_step_s"] is None:
@@ -178,7 +183,9 @@ def render(found: dict[str, Any]) -> None:
         error = found["predictor_error"]
         console.print(
             f"The predictor on {error['runs']:g} published runs: mean error {100 * error['mean_abs']:.0f} %, "
-            f"predicted over published time {error['low']:.2f} to {error['high']:.2f} (docs/plan.md)"
+            f"predicted over published time {error['low']:.2f} to {error['high']:.2f}"
+            + (f"; {error['refused']:g} more were predicted not to fit" if error.get("refused") else "")
+            + " (docs/plan.md)"
         )
     table = Table(
         "collective", "axes", "times", "MB", "ms on the links", box=None, header_style="bold", pad_edge=False

@@ -64,6 +64,7 @@ class CrossAttention(nn.Module):
 
     config: TextConfig
     dtype: str
+    kind: AttentionKind = "auto"
 
     @nn.compact
     def __call__(
@@ -82,7 +83,7 @@ class CrossAttention(nn.Module):
         if own is not None:
             assert index is not None
             k, v = own = write(own[0], k, index), write(own[1], v, index)
-        mixed = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask)
+        mixed = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask, self.kind)
         mixed = jnp.where(mask.any(axis=-1)[..., None, None], mixed, 0)
         out = Linear(D, False, self.dtype, zero=True, name="out")(mixed.reshape(B, T, N * H))
         return out, own
@@ -118,7 +119,7 @@ class DecoderLayer(nn.Module):
         x = checkpoint_name(x, "layer_input")
         first, more = (None, None) if own is None else (own[:2], own[2:] or None)
         if shared[4] is not None:
-            added, more = CrossAttention(self.config, self.dtype, name="cross")(
+            added, more = CrossAttention(self.config, self.dtype, self.kind, name="cross")(
                 RMSNorm(eps, name="norm0")(x), more, shared[3], shared[4]
             )
             x = x + added

@@ -1,5 +1,6 @@
 """Scaled dot-product attention with shared key-value heads, and the masks that it takes."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -36,16 +37,26 @@ def attend(
       kind: see `smoljax.config.ComputeConfig`.
       names: of the dimensions of rows, queries and heads, on a mesh (`smoljax.ops.partition`).
     """
-    from smoljax.ops import flash  # Pallas takes a while to import
-
     found = kernel_for(kind, q.dtype)
     if found == "splash" and (mask is None or isinstance(mask, Segments)):
+        from smoljax.ops import flash  # Pallas takes a while to import
+
         segments = None if mask is None else mask.ids
         return flash.splash_attention(q, k, v, segments, causal=mask is not None, names=names)
-    if found == "cudnn":
-        wide = None if mask is None else mask[:, None]
+    if found == "cudnn" and _cudnn_takes(q, k, mask):
+        wide = (
+            None
+            if mask is None
+            else jnp.broadcast_to(mask[:, None], (*mask.shape[:1], 1, q.shape[1], k.shape[1]))
+        )
         return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="cudnn")
     return attention(q, k, v, mask)[0]
+
+
+def _cudnn_takes(q: Any, k: Any, mask: Any) -> bool:
+    """Whole eights of numbers a head, at most 128; with a mask even numbers of tokens."""
+    width, even = q.shape[-1], q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
+    return width % 8 == 0 and width <= 128 and (mask is None or even)
 
 
 def kernel_for(kind: AttentionKind, dtype: Any) -> str | None:
@@ -54,7 +65,11 @@ def kernel_for(kind: AttentionKind, dtype: Any) -> str | None:
         return None
     if platform() == "tpu":
         return "splash"
-    return "cudnn" if platform() in ("gpu", "cuda") and dtype in (jnp.bfloat16, jnp.float16) else None
+    if platform() not in ("gpu", "cuda") or dtype not in (jnp.bfloat16, jnp.float16):
+        return None
+    # Ampere and later; other makers' cards name no such version.
+    capability = str(getattr(jax.devices()[0], "compute_capability", "0"))
+    return "cudnn" if re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8 else None
 
 
 def attention(

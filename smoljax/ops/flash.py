@@ -51,7 +51,9 @@ def splash_attention(
       names: of rows, queries and heads.
     """
     B, T, _, H = q.shape
-    pad = -T % LANES
+    partition = active_partition()
+    split = partition.ways(names[1]) if partition is not None and names[1] else 1
+    pad = -T % (LANES * split)  # whole blocks on every device
     if pad:  # further tokens of a segment of their own
         if segments is None:
             segments = jnp.zeros((B, T), jnp.int32)

@@ -42,7 +42,8 @@ class Memory:
 
     Attributes:
       parameters, optimizer, ema, batch: the program's arguments.
-      temporaries: everything that it allocates besides: gradients, activations, gathered parameters.
+      temporaries: everything that it allocates besides: gradients, activations, gathered parameters. Some of it takes
+        the place of donated arguments, so that kinds add up to more than the peak.
       code: the program itself.
       available: what the compiler may use of the chip's memory.
       peak: the most that is in use at one time, as the compiler says; NaN where it gave up.
@@ -98,8 +99,10 @@ class Compiled:
         """Writes it as compressed JSON: a change of the predictor then needs no compiler."""
         plain = dataclasses.asdict(self) | {"topology": self.topology.name}
         path.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path, "wt") as file:
+        scratch = path.with_suffix(".tmp")
+        with gzip.open(scratch, "wt") as file:
             json.dump(plain, file)
+        scratch.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Compiled":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from smoljax.errors import UsageError
 from smoljax.plan.chips import Topology
 from smoljax.plan.compile import Compiled, Memory, compile_step, describe
 from smoljax.plan.hlo import Instruction, Module, callee, element, parse, trip_count
@@ -169,14 +170,21 @@ def advise(config: TrainConfig, topology: Topology, tell: Any = None) -> list[di
     Args:
       config: the run.
       topology: the slice.
-      tell: called with (number done, number of all, plan) after each.
+      tell: called with (number done, number of all, plan) after each; a setting that the slice cannot take has
+        "refused" in place of a plan, and is left out of what is returned.
     """
     devices, chips = describe(topology), topology.chips
     tried: list[dict[str, Any]] = []
     candidates = list(settings(config, chips))
     for number, (name, changed) in enumerate(candidates, 1):
-        found = plan_training(changed, topology, devices) | {"setting": name}
-        tried.append(found)
+        try:
+            found = plan_training(changed, topology, devices) | {"setting": name}
+        except UsageError as error:
+            if number == 1:  # the config itself
+                raise
+            found = {"setting": name, "refused": str(error)}
+        else:
+            tried.append(found)
         if tell is not None:
             tell(number, len(candidates), found)
     return sorted(tried, key=lambda plan: -(plan["tokens_per_s"] or -math.inf) if plan["fits"] else math.inf)

@@ -11,7 +11,8 @@ RATES = Rates()
 
 
 def error() -> dict[str, Any] | None:
-    """`runs`, and predicted over published step time: `mean_abs` of its distance from 1, `low`, `high`.
+    """`runs`, and predicted over published step time: `mean_abs` of its distance from 1, `low`, `high`; and `refused`,
+    how many runs that were published it says do not fit.
 
     None where it has not been measured.
     """

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +11,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from smoljax.convert.checksums import first_difference, sums_of
 from smoljax.errors import SmoljaxError
 from smoljax.training.config import CheckpointConfig
+from smoljax.training.seals import Sealer, damage
 from smoljax.training.step import TrainState
 
 FOLDER = "checkpoints"
-SUMS = "checksums"
 METRIC = "validation_loss"
 # What storage says in the middle of much else.
 _CAUSES = (
@@ -66,6 +63,7 @@ class Checkpoints:
         )
         self.folder = (workdir / FOLDER).resolve()
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "data"))
+        self._sealer = Sealer(self.folder)
 
     @property
     def latest(self) -> int | None:
@@ -78,7 +76,7 @@ class Checkpoints:
         """Starts writing; returns when the arrays are copied. A checkpoint appears whole or not at all."""
         if step in self.manager.all_steps():
             return
-        self._seal()
+        self._sealer.start()
         metrics = None if validation_loss is None else {METRIC: validation_loss}
         with self._told(f"write checkpoint {step}"):  # or the one before it, whose writing ends here
             self.manager.save(
@@ -96,14 +94,15 @@ class Checkpoints:
         Raises:
           SmoljaxError: it was saved by another number of hosts, whose data positions cannot be split; it is damaged.
         """
-        self._check(step)
+        advice = f"remove {self.folder / str(step)} to go on from the one before"
+        with self._told(f"read checkpoint {step}", advice):
+            if wrong := damage(self.folder, step):
+                raise OSError(wrong)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(like),  # pyright: ignore[reportCallIssue]
             data=ocp.args.JsonRestore(),  # pyright: ignore[reportCallIssue]
         )
-        with self._told(
-            f"read checkpoint {step}", f"remove {self.folder / str(step)} to go on from the one before"
-        ):
+        with self._told(f"read checkpoint {step}", advice):
             found = self.manager.restore(step, args=args)
         states = found["data"]["iterators"]
         if len(states) != jax.process_count():
@@ -117,48 +116,13 @@ class Checkpoints:
         """Returns when everything is on disk."""
         with self._told("write the last checkpoint"):
             self.manager.wait_until_finished()
-        self._seal()
+            self._sealer.settle()
 
     def close(self) -> None:
         """Waits and lets go."""
         with self._told("write the last checkpoint"):
             self.manager.close()
-
-    def _seal(self) -> None:
-        """Writes down checksums of whole checkpoints that have none yet; of several hosts, each of its own files.
-
-        Orbax stores arrays without: a flipped bit would be read as a weight. Newest first; a checkpoint that is deleted
-        meanwhile is left out.
-        """
-        sums = self.folder.parent / SUMS
-        whole = {int(path.name): path for path in self.folder.glob("*") if path.name.isdigit()}
-        name = f"{jax.process_index()}-of-{jax.process_count()}.json"
-        for path in sums.glob("*"):
-            if path.name.isdigit() and int(path.name) not in whole and jax.process_index() == 0:
-                shutil.rmtree(path, ignore_errors=True)
-        for step, folder in sorted(whole.items(), reverse=True):
-            told = sums / str(step) / name
-            if told.exists():
-                continue
-            try:
-                own = {path: found for path, found in sums_of(folder).items() if _is_own(path)}
-            except FileNotFoundError:
-                continue
-            told.parent.mkdir(parents=True, exist_ok=True)
-            scratch = told.with_suffix(".tmp")
-            scratch.write_text(json.dumps(own))
-            scratch.replace(told)
-
-    def _check(self, step: int) -> None:
-        """Raises SmoljaxError where a file of a checkpoint is not as it was written."""
-        for told in sorted((self.folder.parent / SUMS / str(step)).glob("*.json")):
-            if int(told.name.split("-")[0]) % jax.process_count() != jax.process_index():
-                continue  # another host's to read
-            if wrong := first_difference(self.folder / str(step), json.loads(told.read_text())):
-                raise SmoljaxError(
-                    f"{self.folder}: cannot read checkpoint {step}: {wrong}; remove {self.folder / str(step)} to go on "
-                    "from the one before"
-                )
+            self._sealer.settle()
 
     @contextmanager
     def _told(self, what: str, advice: str = "") -> Iterator[None]:
@@ -177,12 +141,6 @@ class Checkpoints:
                 else f"the last whole checkpoint is of step {whole}"
             )
             raise SmoljaxError(f"{self.folder}: cannot {what}: {cause}; {advice or kept}") from error
-
-
-def _is_own(path: str) -> bool:
-    """Whether this host wrote a file of a checkpoint: in a folder of its number, or of nobody's and it is the first."""
-    found = re.search(r"ocdbt\.process_(\d+)/", path)
-    return jax.process_index() == (int(found.group(1)) if found else 0)
 
 
 def _metric(metrics: Any) -> float:

@@ -131,24 +131,31 @@ def check_same(config: TrainConfig, workdir: Path) -> None:
         before = json.loads(file.read_text())
     except ValueError as error:
         raise SmoljaxError(f"{file}: not valid JSON ({error}); remove the folder to start anew") from error
-    now = as_json(config)
+    now, chosen = as_json(config), as_json(config, defaults=False)
     for tree in (before, now):
         for key in FREE:
             tree.pop(key, None)
-    differing = list(_differences(before, now, ""))
+    differing = list(_differences(before, now, chosen, ""))
     if differing:
         raise UsageError(
             f"{workdir} holds another run: {'; '.join(differing[:4])}; take another --workdir, or remove this one"
         )
 
 
-def _differences(before: Any, now: Any, path: str) -> Any:
+def _differences(before: Any, now: Any, chosen: Any, path: str) -> Any:
+    """`chosen` is `now` without defaults: a setting that an older run does not have differs only if it was chosen."""
     if isinstance(before, dict) and isinstance(now, dict):
+        chosen = chosen if isinstance(chosen, dict) else {}
         for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            if key not in before and key not in chosen:
+                continue
+            yield from _differences(
+                before.get(key), now.get(key), chosen.get(key), f"{path}.{key}" if path else key
+            )
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for index, (a, b) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(a, b, f"{path}.{index}")
+        parts = chosen if isinstance(chosen, list) else [None] * len(now)
+        for index, (a, b, part) in enumerate(zip(before, now, parts, strict=True)):
+            yield from _differences(a, b, part, f"{path}.{index}")
     elif before != now:
         yield f"{path} was {before!r}, now {now!r}"
 

@@ -6,6 +6,7 @@ a thread of every host ends the process instead, with one line that says why, wi
 itself is gone, jax's client aborts the others before that, with a text of its own.
 """
 
+import itertools
 import os
 import sys
 import threading
@@ -20,7 +21,9 @@ import jax
 from smoljax.errors import SmoljaxError, UsageError
 
 BEAT_S = 1.0
-_BEATS, _FAILED, _DONE = "smoljax/beat/", "smoljax/failed/", "smoljax/done/"
+_RUNS = itertools.count()  # a process may train several times; all hosts count alike
+# Troubles of a host's own, which the error of a broken collective never names.
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "Mosaic")
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,12 @@ def watched(patience_s: float, last_checkpoint: Callable[[], int | None]) -> Ite
     watch.start()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        watch.wait_for_reasons()
-        watch.end(f"a collective broke off, so another host is gone ({_short(error)})")
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and not any(text in str(error) for text in _OWN):
+            watch.wait_for_reasons()
+            watch.end(f"a collective broke off, so another host is gone ({_short(error)})")
         watch.tell_failure(_short(error))
-        watch.end_later()
+        watch.end_later(str(error))
         raise
     watch.finish()
 
@@ -137,16 +140,19 @@ class _Watch:
     def __init__(self, patience_s: float, last_checkpoint: Callable[[], int | None]) -> None:
         self._patience, self._last = patience_s, last_checkpoint
         self._table, self._me, self._count = _table(), jax.process_index(), jax.process_count()
+        run = f"smoljax/{next(_RUNS)}"
+        self._beats, self._failed, self._done = f"{run}/beat/", f"{run}/failed/", f"{run}/done/"
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hosts", daemon=True)
-        self._heard: dict[int, tuple[str, float]] = {}
+        # A host that never beats falls silent too.
+        self._heard = dict.fromkeys(range(self._count), ("", time.monotonic()))
 
     def start(self) -> None:
         self._thread.start()
 
-    def end_later(self) -> None:
+    def end_later(self, why: str) -> None:
         """Bounds what an exception still does on its way out: closing checkpoints waits for hosts that have ended."""
-        timer = threading.Timer(self._patience, os._exit, (1,))
+        timer = threading.Timer(self._patience, _leave, (why,))
         timer.daemon = True
         timer.start()
 
@@ -157,15 +163,15 @@ class _Watch:
     def tell_failure(self, text: str) -> None:
         self._over.set()
         try:
-            self._table.key_value_set(f"{_FAILED}{self._me}", text, allow_overwrite=True)
+            self._table.key_value_set(f"{self._failed}{self._me}", text, allow_overwrite=True)
             time.sleep(2 * BEAT_S if self._me == 0 else 0)  # host 0 keeps the table: the others read it first
         except Exception:  # the table is gone with its host
             return
 
     def finish(self) -> None:
         """Waits until all have come this far; whoever is first must not be taken for gone."""
-        self._table.key_value_set(f"{_DONE}{self._me}", "1", allow_overwrite=True)
-        while not self._over.is_set() and len(self._table.key_value_dir_get(_DONE)) < self._count:
+        self._table.key_value_set(f"{self._done}{self._me}", "1", allow_overwrite=True)
+        while not self._over.is_set() and len(self._table.key_value_dir_get(self._done)) < self._count:
             time.sleep(0.1)
         self._over.set()
         if self._me == 0:
@@ -177,7 +183,7 @@ class _Watch:
         while not self._over.wait(BEAT_S):
             beats += 1
             try:
-                self._table.key_value_set(f"{_BEATS}{self._me}", str(beats), allow_overwrite=True)
+                self._table.key_value_set(f"{self._beats}{self._me}", str(beats), allow_overwrite=True)
                 self._listen()
                 silent_since = None
             except Exception as error:
@@ -191,13 +197,13 @@ class _Watch:
 
     def _listen(self) -> None:
         now = time.monotonic()
-        for key, text in self._table.key_value_dir_get(_FAILED):
+        for key, text in self._table.key_value_dir_get(self._failed):
             self.end(f"host {key.rsplit('/', 1)[1]} failed: {text}")
-        for key, beat in self._table.key_value_dir_get(_BEATS):
+        for key, beat in self._table.key_value_dir_get(self._beats):
             host = int(key.rsplit("/", 1)[1])
             if host not in self._heard or self._heard[host][0] != beat:
                 self._heard[host] = (beat, now)
-        done = {int(key.rsplit("/", 1)[1]) for key, _ in self._table.key_value_dir_get(_DONE)}
+        done = {int(key.rsplit("/", 1)[1]) for key, _ in self._table.key_value_dir_get(self._done)}
         for host, (_, when) in self._heard.items():
             if host not in done and host != self._me and now - when > self._patience:
                 self.end(f"host {host} of {self._count} has given no sign of life for {self._patience:g} s")
@@ -214,6 +220,11 @@ class _Watch:
         """Ends the process, from any thread."""
         if self._over.is_set():
             return
-        print(f"smoljax: error: {self.message(why)}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)  # the main thread may wait in a collective that will never end
+        _leave(self.message(why))
+
+
+def _leave(why: str) -> None:
+    """Ends the process, whatever the main thread waits for: a collective without all its members never ends."""
+    print(f"smoljax: error: {why}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)

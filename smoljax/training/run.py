@@ -34,7 +34,6 @@ from smoljax.training.sharding import batch_sharding, check_hosts, make_mesh, pl
 from smoljax.training.step import TrainState, make_step, make_validation
 
 MODEL = "model"
-PATIENCE_S = 30  # that hosts have with each other where nobody said otherwise
 NO_PAIRS = 20  # batches without a contrastive pair that stop a run which wants them
 
 
@@ -106,19 +105,22 @@ def train(
     if hosts is not None:
         join(hosts)
     workdir = Path(workdir)
-    check_same(config, workdir)
-    partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
-    check_hosts(partition)
-    checkpoints = Checkpoints(workdir, config.checkpoint)
-    patience = hosts.patience_s if hosts is not None else PATIENCE_S
+    checkpoints = None
     try:
-        with watched(patience, lambda: last_whole(workdir)):
+        with watched(
+            HostsConfig.patience_s if hosts is None else hosts.patience_s, lambda: last_whole(workdir)
+        ):
+            check_same(config, workdir)
+            partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
+            check_hosts(partition)
+            checkpoints = Checkpoints(workdir, config.checkpoint)
             run = _Run(config, workdir, partition, checkpoints, show and jax.process_index() == 0)
             if jax.process_index() == 0:
                 write_resolved(config, workdir)
             return run.go(stop_after)
     finally:
-        checkpoints.close()
+        if checkpoints is not None:
+            checkpoints.close()
 
 
 class _Run:

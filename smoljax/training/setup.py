@@ -122,8 +122,9 @@ def open_teacher(config: TrainConfig, student: Start) -> tuple[SmolVLMConfig, An
     if not found:
         return None
     name = found[0].teacher
+    own = config.model
     teacher = open_model(
-        ModelConfig(start=name, dtype=config.model.dtype, scan_layers=config.model.scan_layers)
+        ModelConfig(start=name, dtype=own.dtype, scan_layers=own.scan_layers, attention=own.attention)
     )
     ours, theirs = student.processor.files, teacher.processor.files
     same = ours["tokenizer.json"] == theirs["tokenizer.json"]

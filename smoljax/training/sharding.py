@@ -138,11 +138,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_hosts(partition: Partition) -> None:
-    """Raises UsageError where two hosts would have to read the same rows."""
-    hosts, ways = jax.process_count(), partition.ways("batch")
-    if ways % hosts:
+    """Raises UsageError where two hosts would have to read the same rows, or not all as many."""
+    ways = partition.ways("batch")
+    places = batch_sharding(partition).devices_indices_map((ways,))
+    owners: dict[int, set[int]] = {}
+    for device, rows in places.items():
+        owners.setdefault(rows[0].start or 0, set()).add(device.process_index)
+    if any(len(hosts) > 1 for hosts in owners.values()) or ways % jax.process_count():
         raise UsageError(
-            f"mesh: the batch is split {ways} ways among {hosts} hosts; sequence × tensor must lie within a host"
+            f"mesh: the batch is split {ways} ways, and some of its rows would lie on several of the "
+            f"{jax.process_count()} hosts; make sequence × tensor smaller, so that it lies within a host"
         )
 
 
@@ -188,6 +193,7 @@ def place_batch(batch: Any, sharding: NamedSharding) -> Any:
     def place(leaf: np.ndarray) -> jax.Array:
         if leaf.shape[0] % ways:
             raise UsageError(f"a batch of {leaf.shape[0]} rows does not divide among {ways} devices")
-        return jax.make_array_from_process_local_data(sharding, leaf)
+        whole = (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, leaf, whole)
 
     return jax.tree.map(place, batch)
