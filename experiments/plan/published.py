@@ -12,8 +12,8 @@ Sources (read 2026-11; step times are quoted from logs in the recipe's README un
 AI-Hypercomputer/tpu-recipes, training/trillium/{Llama3.1-8B,Llama3.1-70B,Mistral-7B}-MaxText; AI-Hypercomputer/maxtext,
 MaxText/configs/v5e/README.md and v5p/README.md at commit 76bd53b0 with the scripts beside them. These last two tables
 give FLOP/s, from which the step time is derived by the rule that MaxText counted with then (parameters · 6 · tokens,
-and attention; ±1.5 % for how attention was counted). Their model has a ReLU MLP of two matrices; here it is a gated one of
-two thirds of the width: the same FLOPs and the same parameters.
+and attention; ±1.5 % for how attention was counted). Their model has a ReLU MLP of two matrices; here it is a gated one
+of two thirds of the width: the same FLOPs and the same parameters.
 """
 
 import argparse

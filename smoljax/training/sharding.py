@@ -123,7 +123,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     shape = {"data": count // rest if config.data == -1 else config.data, **fixed}
     if math.prod(shape.values()) != count:
         given = {"data": config.data, **fixed}
-        told = " × ".join(f"{name} {ways}" for name, ways in given.items() if ways > 1) or "data 1"
+        told = " × ".join(f"{name} {ways}" for name, ways in given.items() if ways > (name != "data"))
         raise UsageError(f"mesh: {told} does not make the {count} device{'s' * (count > 1)} there are")
     rules = rules_of(config)
     used = {axis for axes in vars(rules).values() for axis in axes}
