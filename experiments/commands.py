@@ -105,6 +105,16 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces what stands between the marks `<!-- NAME, written by … -->` and `<!-- end of NAME -->` of a page."""
+    head, mark, rest = page.read_text().partition(f"<!-- {name}, written by ")
+    by, _, old = rest.partition("\n")
+    _, end, tail = old.partition(f"<!-- end of {name} -->")
+    if not mark or not end:
+        raise SystemExit(f"{page}: has no marks of {name!r}")
+    page.write_text(f"{head}{mark}{by}\n{text}\n{end}{tail}")
+
+
 def machine() -> dict[str, Any]:
     """What the figures of a result depend on beside the command: versions, cores, the day."""
     import jax

@@ -9,6 +9,7 @@ from smoljax.training.config import TrainConfig
 from smoljax.training.config_file import as_json
 
 COMPILED = ROOT / "runs" / "plan"
+PAGE = ROOT / "docs" / "plan.md"
 # What the compiled program comes from; the predictor, which only reads it, is left out.
 SOURCES = ("ops", "nn", "training", "plan/compile.py")
 

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import ROOT, machine, write_json
-from experiments.plan.kept import COMPILED, kept_name
+from experiments.commands import ROOT, fill, machine, write_json
+from experiments.plan.kept import COMPILED, PAGE, kept_name
 from smoljax.config import Remat, SmolVLMConfig, TextConfig
 from smoljax.data.config import DataConfig, SourceConfig
 from smoljax.training.config import MeshConfig, ModelConfig, NextToken, OptimizerConfig, TrainConfig
@@ -172,7 +172,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         run, plan = row["run"], row["plan"]
         step = plan["predicted_step_s"]
         if step is None:
-            said = "does not fit | | "
+            said = "does not fit | – | – "
         else:
             times = plan["predicted_s"]
             bounds = f"{times['overlapped']:.2f}–{times['apart']:.2f}"
@@ -219,6 +219,7 @@ def main() -> None:
             row_of(name)
     rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     write_json(ROOT / "smoljax" / "plan" / "predictor.json", summary(rows))
+    fill(PAGE, "published runs", table(rows))
     print(table(rows))
 
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import ROOT, machine, write_json
+from experiments.commands import ROOT, fill, machine, write_json
 from experiments.plan import smolvlm
-from experiments.plan.kept import COMPILED, kept_name
+from experiments.plan.kept import COMPILED, PAGE, kept_name
 
 RESULTS = ROOT / "experiments" / "plan" / "results"
 PICTURE = ROOT / "docs" / "plan" / "scaling.png"
@@ -156,9 +156,11 @@ def main() -> None:
         # A process each: the compiler keeps its memory.
         command = [sys.executable, "-m", "experiments.plan.table", "--one", name]
         subprocess.run([*command, *(["--scaling"] if args.scaling else [])], cwd=ROOT, check=True)
-    rows = [json.loads((RESULTS / folder / f"{name}.json").read_text()) for name in args.only or plans]
+    done = [path for name in plans if (path := RESULTS / folder / f"{name}.json").exists()]
+    rows = [json.loads(path.read_text()) for path in done]
     if args.scaling:
         draw(rows)
+    fill(PAGE, folder, table(rows))
     print(table(rows))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from experiments.commands import read_lines
 
 Results = dict[str, Any]
-MARKS = ("<!-- figures of smolvlm-nano, written by experiments.scenes.publish -->", "<!-- end of figures -->")
 
 
 @dataclass(frozen=True)
@@ -163,13 +162,6 @@ def missed(results: Results) -> list[str]:
         if figure.least is not None
         and results[figure.split][figure.task]["metrics"][figure.metric]["value"] < figure.least
     ]
-
-
-def put_between_marks(page: Path, text: str) -> None:
-    """Replaces what stands between `MARKS` in a page."""
-    before, rest = page.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
 
 
 def stage(folder: Path) -> dict[str, Any]:

@@ -13,13 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from experiments.commands import ROOT, evaluated, machine, smoljax, write_json
+from experiments.commands import ROOT, evaluated, fill, machine, smoljax, write_json
 from experiments.scenes.figures import (
     card_table,
     curve,
     front_table,
     missed,
-    put_between_marks,
     stage,
     thinned,
 )
@@ -106,7 +105,7 @@ def main() -> None:
         curve(options.runs, MODEL / "loss.png")
     results = json.loads((MODEL / "results.json").read_text())
     (MODEL / "README.md").write_text(card(results))
-    put_between_marks(ROOT / "README.md", front_table(results))
+    fill(ROOT / "README.md", "figures", front_table(results))
     print(card_table(results))
 
 
