@@ -135,10 +135,31 @@ def coco_captions_record(
     )
 
 
+def pairs_record(
+    example: Mapping[str, Any], *, contrastive: bool = False, prompt: str = CAPTION_PROMPTS[0]
+) -> Record:
+    """A picture with one caption, as `experiments.beam` prepares them.
+
+    Args:
+      example: `image` uint8 [h, w, 3], `caption`.
+      contrastive: give the caption as the record's `caption` too.
+      prompt: how the description is asked for.
+    """
+    caption = _text(example["caption"]).strip()
+    return Record(
+        id=caption[:40],
+        images=(example["image"],),
+        conversations=(ask(prompt, caption),),
+        answers=(caption,),
+        caption=caption if contrastive else None,
+    )
+
+
 _MAPPINGS: dict[str, RecordMapping] = {
     "scenes": scenes_record,
     "mnist": mnist_record,
     "coco_captions": coco_captions_record,
+    "pairs": pairs_record,
 }
 
 

@@ -14,6 +14,7 @@ from smoljax.data.mappings import (
     coco_captions_record,
     find_mapping,
     mnist_record,
+    pairs_record,
     register_mapping,
     scenes_record,
 )
@@ -100,6 +101,14 @@ def test_a_scene_without_anything_to_learn_is_refused():
         scenes_record(scenes_example(), questions=0, caption=False, boxes=0)
 
 
+def test_pairs():
+    example = {"image": np.zeros((4, 5, 3), np.uint8), "caption": b" A red circle. "}
+    record = pairs_record(example, contrastive=True)
+    assert said(record.conversations[0])[1] == "A red circle."
+    assert record.caption == "A red circle."
+    assert pairs_record(example).caption is None
+
+
 def test_mnist_and_coco_captions():
     digit = mnist_record({"image": np.zeros((28, 28, 1), np.uint8), "label": np.int64(7)})
     assert said(digit.conversations[0]) == ("Which digit is this?", "7")
@@ -132,7 +141,9 @@ def test_your_own_mapping_by_function_and_by_name():
     assert said(by_name(3, drawn(0)).conversations[0]) == ("Well?", "YES")
     with pytest.raises(UsageError, match="a mapping 'mnist' already"):
         register_mapping("mnist", mine)
-    with pytest.raises(UsageError, match=r"no mapping 'cifar10'; known: coco_captions, .*mnist, scenes"):
+    with pytest.raises(
+        UsageError, match=r"no mapping 'cifar10'; known: coco_captions, .*mnist, pairs, scenes"
+    ):
         find_mapping(None, "cifar10", {})
     with pytest.raises(UsageError, match="the mapping of scenes has no option question"):
         find_mapping("scenes", "scenes", {"question": 3})
