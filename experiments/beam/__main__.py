@@ -5,8 +5,8 @@
 
 LIST.jsonl has one line a pair: {"image": PATH, "caption": TEXT}, paths as seen from its folder, or URLs of anything
 that Beam's file systems open (gs://, s3://). Workers read the pictures, leave out broken ones and count them, shrink
-what is larger than `--longest` on a side, and write ArrayRecord shards; nobody needs the whole list or all pictures at a
-time. What comes out is read by number, in any order, by every host its share, and needs no Beam:
+what is larger than `--longest` on a side, and write ArrayRecord shards; nobody needs all of the list or of the pictures
+at a time. What comes out is read by number, in any order, by every host its share, and needs no Beam:
 
     smoljax train CONFIG.py --set data.sources.0.data=tfds:pairs:train --set data.sources.0.options.data_dir=DIR
 
