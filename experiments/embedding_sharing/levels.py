@@ -96,6 +96,6 @@ LEVELS = {
         "scenes", f"{HERE}/scenes.py", 3, 400, None, "random weights throughout, nothing trained"
     ),
     "words": Level(
-        "words", f"{HERE}/words.py", 1, 128, f"{HERE}/text.txt", "a fresh connector, nothing trained"
+        "words", f"{HERE}/words.py", 1, 96, f"{HERE}/text.txt", "a fresh connector, nothing trained"
     ),
 }

@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--level", choices=list(LEVELS), default="scenes")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="all of the level by default")
     parser.add_argument("--seeds", type=int, help="3 on scenes, 1 on words by default")
-    parser.add_argument("--pictures", type=int, help="to measure with; 400 on scenes, 128 on words")
+    parser.add_argument("--pictures", type=int, help="to measure with; 400 on scenes, 96 on words")
     parser.add_argument("--workdir", type=Path, help=f"default {OUT}, or {OUT}/words")
     parser.add_argument("--results", type=Path, help=f"default {HERE}/results/LEVEL")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the report goes")
