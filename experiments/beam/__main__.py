@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=1024, metavar="PIXELS")
     parser.add_argument("--beam", nargs="*", default=[], metavar="OPTION=VALUE")
     args = parser.parse_args()
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 
     builder = Pairs(
         listed=args.list.absolute(), longest=args.longest, data_dir=args.data_dir, file_format="array_record"

@@ -39,7 +39,7 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Any:
-        import apache_beam as beam
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
 
         folder, longest = str(self._listed.parent), self._longest
         return (
@@ -51,8 +51,8 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
 
 def example(line: str, folder: str, longest: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, example) of a line of the list; nothing, counted, where its picture cannot be read."""
-    import apache_beam as beam
-    from apache_beam.io.filesystems import FileSystems
+    import apache_beam as beam  # pyright: ignore[reportMissingImports]
+    from apache_beam.io.filesystems import FileSystems  # pyright: ignore[reportMissingImports]
 
     pair = json.loads(line)
     path = pair["image"] if "://" in pair["image"] else FileSystems.join(folder, pair["image"])
