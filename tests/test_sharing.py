@@ -371,6 +371,37 @@ def test_a_connector_of_ones_own(tiny_config, tiny_params):
         del CONNECTORS["test_halved"]
 
 
+def test_options_of_ones_own_connector_keep_to_its_bounds():
+    @register("test_bounded")
+    class Bounded(Connector):
+        above_zero = ("scale",)
+        from_zero = ("hidden",)
+        scale: float = 1.0
+        hidden: int = 0
+        note: str | None = None  # a default of None says nothing of the type
+        steps: int = dataclasses.field(kw_only=True)  # neither does no default
+
+        @nn.compact
+        def connect(self, patches, table):
+            return self.scale * self.projected(patches), {}
+
+    def made(**options):
+        return make_connector(SharingConfig("test_bounded", {"steps": 3, **options}), 8, 2, "float32")
+
+    try:
+        bounded = made(scale=2, note="any", hidden=0)
+        assert (bounded.scale, bounded.note, bounded.hidden, bounded.steps) == (2, "any", 0, 3)
+        for options, message in (
+            ({"scale": 0.0}, "scale is 0.0; it must be above 0"),
+            ({"hidden": -1}, "hidden is -1; it must be 0 or more"),
+            ({"hidden": 0.5}, "hidden is 0.5; it must be a int"),
+        ):
+            with pytest.raises(SmoljaxError, match=message):
+                made(**options)
+    finally:
+        del CONNECTORS["test_bounded"]
+
+
 def test_bad_ways_are_named(tiny_config):
     with pytest.raises(SmoljaxError, match="no connector 'liner'; known: linear, mlp"):
         make_connector(SharingConfig("liner"), 8, 2, "float32")

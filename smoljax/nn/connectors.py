@@ -94,9 +94,7 @@ def _check_option(kind: type[Connector], connector: str, name: str, value: Any, 
     """SmoljaxError for an option of another type than its default, or a number that its connector cannot have."""
     where = f"connector {connector!r}: {name} is {value!r}"
     kinds = (int, float) if type(default) is float else (type(default),)
-    told = (
-        default is not None and default is not dataclasses.MISSING
-    )  # a default says what type an option has
+    told = default not in (None, dataclasses.MISSING)  # a default says what type an option has
     if told and type(value) not in kinds:
         raise SmoljaxError(f"{where}; it must be a {type(default).__name__}, as {default!r} is")
     if name in kind.above_zero and not value > 0:
