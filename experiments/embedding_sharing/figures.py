@@ -42,25 +42,25 @@ def draw_all(rows: Rows, folder: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, draw in FIGURES.items():
         figure = draw(rows)
         if figure is not None:
-            # No date and no version inside: the same rows give the same bytes.
-            held = io.BytesIO()
-            figure.savefig(held, dpi=DPI, bbox_inches="tight", metadata={"Software": None})
-            small = (
-                Image.open(held)
-                .convert("RGB")
-                .quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-            )
-            small.save(folder / f"{name}.png", optimize=True)
+            _save(figure, folder / f"{name}.png")
             drawn.append(name)
-        import matplotlib.pyplot as plt
-
         plt.close("all")
     return drawn
+
+
+def _save(figure: Any, path: Path) -> None:
+    """As a PNG of 256 colours; no date and no version inside, so the same rows give the same bytes."""
+    held = io.BytesIO()
+    figure.savefig(held, dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    few = Image.open(held).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 def _axes(rows: int = 1, columns: int = 1, width: float = 9.0, height: float = 4.0, **more: Any) -> Any:

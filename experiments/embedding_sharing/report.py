@@ -4,7 +4,6 @@ python -m experiments.embedding_sharing.run --report
 """
 
 import base64
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -196,7 +195,8 @@ def conclusions(rows: Rows, found: dict[str, Any]) -> str:
             "by less than they show."
         ),
     ]
-    if stuck := [name for name, rows_of in rows.items() if _rows_used(rows_of) < 1.5]:
+    used = {name: _rows_used(rows_of) for name, rows_of in rows.items()}
+    if stuck := [name for name, codes in used.items() if codes and codes["perplexity"] < 1.5]:
         lines.append(
             f"- {', '.join(f'*{name}*' for name in stuck)}: all image tokens took the same row of the table, so they "
             "tell nothing of the picture, and the answers are guesses. That is how it fell out here; it does not "
@@ -215,10 +215,10 @@ def conclusions(rows: Rows, found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows_used(found: dict[int, Row]) -> float:
-    """Perplexity of the table rows that image tokens take, the mean over seeds; NaN for connectors without a table."""
+def _rows_used(found: dict[int, Row]) -> dict[str, float] | None:
+    """How image tokens use the rows of a table (`analysis.codes`), the mean over seeds; None without a table."""
     used = [row["measured"]["space"].get("codes") for row in found.values()]
-    return float(np.mean([item["perplexity"] for item in used])) if all(used) else math.nan
+    return {key: float(np.mean([item[key] for item in used])) for key in used[0]} if all(used) else None
 
 
 def gains(rows: Rows, found: dict[str, Any]) -> str:
@@ -269,9 +269,7 @@ def codes(rows: Rows) -> str:
         "|---|---|---|---|",
     ]
     for name, found in rows.items():
-        used = [row["measured"]["space"].get("codes") for row in found.values()]
-        if all(used):
-            mean = {key: np.mean([item[key] for item in used]) for key in used[0]}
+        if mean := _rows_used(found):
             lines.append(
                 f"| {name} | {mean['perplexity']:.1f} | {mean['token_perplexity']:.1f} | {100 * mean['dead']:.0f} % |"
             )

@@ -4,6 +4,7 @@ python -m experiments.embedding_sharing.room [--variants linear contrastive …]
 """
 
 import argparse
+from itertools import islice
 
 import numpy as np
 from tqdm import tqdm
@@ -18,14 +19,12 @@ from smoljax.processing.processor import Processor
 
 def conversations(variant: Variant, batches: int, seed: int = 0) -> tuple[float, int]:
     """Conversations of which something is learned, a picture, in the mean over the first batches; and pictures."""
-    assert BASE.vision is not None
-    tokens = (BASE.vision.grid // variant.scale_factor) ** 2
+    tokens = variant.architecture(BASE).image_seq_len
     processor = Processor.from_folder(PROCESSOR).with_settings(image_seq_len=tokens)
-    stream = make_iterator(data("train", variant), processor, seed)
+    stream = islice(make_iterator(data("train", variant), processor, seed), batches)
     counted = [
         len(np.unique(branches[learned]))
-        for _ in tqdm(range(batches), variant.name, unit="batch", leave=False, disable=None)
-        for batch in [next(stream)]
+        for batch in tqdm(stream, variant.name, total=batches, unit="batch", leave=False, disable=None)
         for branches, learned in zip(batch["branch_ids"], batch["loss_mask"], strict=True)
     ]
     return float(np.mean(counted)), len(counted)

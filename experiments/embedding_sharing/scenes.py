@@ -24,14 +24,13 @@ from smoljax.training.config import (
 
 OPTIONS = {"caption": True, "questions": 9, "boxes": 1, "kinds": {"reading": 0.0}}
 STEPS = 400
-TOKENS = 192  # with 36 image tokens
+TOKENS = 192  # with the base's 36 image tokens
 PAIR = 44  # a caption on its own, which sees no picture
 
 
 def data(split: str, variant: Variant) -> DataConfig:
     """Rows in which the same conversations fit, however many image tokens a variant has."""
-    assert BASE.vision is not None
-    tokens = TOKENS - 36 + (BASE.vision.grid // variant.scale_factor) ** 2
+    tokens = TOKENS - BASE.image_seq_len + variant.architecture(BASE).image_seq_len
     pairs = any(isinstance(objective, Contrastive) for objective in variant.objectives)
     source = SourceConfig(f"tfds:scenes:{split}", options={**OPTIONS, "contrastive": pairs})
     return DataConfig(

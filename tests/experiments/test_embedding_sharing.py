@@ -216,6 +216,23 @@ def test_a_report_is_drawn_from_rows_alone(tmp_path):
     assert (tmp_path / "docs" / "embedding_sharing.md").read_text() == page
 
 
+def test_a_report_names_variants_whose_tokens_are_all_alike(tmp_path):
+    from experiments.embedding_sharing.report import conclusions
+
+    def told(*perplexities):
+        made = [row("linear", seed, [3, 4, 5, 6]) for seed in range(2)]
+        for seed, perplexity in enumerate(perplexities):
+            made.append(row("nearest_word", seed, [1, 2, 2, 1]))
+            used = {"perplexity": perplexity, "token_perplexity": 1.0, "dead": 0.9}
+            made[-1]["measured"]["space"]["codes"] = used
+        found = rows.read_rows(write_rows(tmp_path / str(perplexities), *made))
+        differences = {"nearest_word": rows.accuracy_difference(found["linear"], found["nearest_word"])}
+        return "*nearest_word*: all image tokens took the same row" in conclusions(found, differences)
+
+    assert told(1.0, 1.2)
+    assert not told(1.0, 3.0)
+
+
 def test_a_grid_without_its_base_is_refused(tmp_path):
     with pytest.raises(SmoljaxError, match="no row of 'linear'"):
         rows.read_rows(write_rows(tmp_path, row("mlp", 0, [1])))
