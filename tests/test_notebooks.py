@@ -59,6 +59,9 @@ def test_notebook_runs(script, model, monkeypatch, tmp_path):
         assert model != "nothing fetched" or "Going on with the tiny untrained model" in printed
     if script.stem == "embedding_space":
         assert "layer 5: row" in printed
+    if script.stem == "colab":
+        assert "50 steps, finished: False\n100 steps, finished: True" in printed
+        assert "the same: True" in printed
     if script.stem == "training":
         assert "500 steps" in printed
         assert "refused: another run: seed was 0, now 1" in printed

@@ -23,7 +23,7 @@ from smoljax.training.config import MeshConfig, ModelConfig, NextToken, Optimize
 from smoljax.training.run import use_host_devices
 from smoljax.training.setup import Start, make_state
 from smoljax.training.sharding import batch_sharding, make_mesh, place_batch, rules_of
-from smoljax.training.step import make_step
+from smoljax.training.step import jit_step
 
 
 def run(folder: Path, batch: dict[str, np.ndarray], settings: dict[str, Any]) -> dict[str, Any]:
@@ -54,11 +54,7 @@ def run(folder: Path, batch: dict[str, np.ndarray], settings: dict[str, Any]) ->
     # Compiled before the weights are read: what compiling needs is free again by then.
     optimizer, _, like = make_state(config, Start(model, nobody, abstract_params(model)), None, partition)
     sharding = batch_sharding(partition)
-    step = jax.jit(
-        make_step(config, model, optimizer, partition=partition),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, like), None),
-    )
+    step = jit_step(config, model, optimizer, like, None, partition)
     started = time.perf_counter()
     compiled = step.lower(like, place_batch(batch, sharding), None).compile()
     compile_s = time.perf_counter() - started

@@ -1,11 +1,13 @@
 """A run of several hosts, killed again and again at random moments, against one that nobody disturbed.
 
     python -m experiments.faults.soak [--hosts 2] [--kills 20] [--seed 0]
+    python -m experiments.faults.soak --table      # only the table of docs/training.md, from the stored results
 
 Each round starts all hosts, waits a random time behind the first step of the round (so some kills meet a checkpoint
 that is being written: one is written every three steps), kills a random one of them by SIGKILL, and measures how long
 the others take to stop and what they say. When the run has at last finished, every loss that it logged and every
-exported weight is compared with those of the undisturbed run. The result: experiments/faults/results/soak.json.
+exported weight is compared with those of the undisturbed run. The result:
+experiments/faults/results/soak-HOSTS.json.
 """
 
 import argparse
@@ -23,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.commands import ROOT, machine, read_lines, write_json
+from experiments.commands import ROOT, fill, machine, read_lines, write_json
 
-OUT = ROOT / "experiments" / "faults" / "results" / "soak.json"
+RESULTS = ROOT / "experiments" / "faults" / "results"
 CONFIG = "experiments/faults/toy.py"
 PATIENCE = 8
 
@@ -41,7 +43,7 @@ def start(workdir: Path, hosts: int, steps: int) -> list[subprocess.Popen[str]]:
         command = [sys.executable, "-m", "smoljax", "train", CONFIG, "--workdir", str(workdir)]
         command += ["--set", f"steps={steps}", "--set", f"mesh.host_devices={4 // hosts}"]
         command += ["--coordinator", f"127.0.0.1:{port}", "--hosts", str(hosts), "--host", str(host)]
-        command += ["--patience", str(PATIENCE)]
+        command += ["--patience", str(PATIENCE), "--stall", "60"]
         log = (workdir.parent / f"{workdir.name}.{host}.log").open("w")
         started.append(
             subprocess.Popen(
@@ -116,10 +118,19 @@ def main() -> None:
     )
     parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="only the table")
     args = parser.parse_args()
+    if not args.table:
+        write_json(RESULTS / f"soak-{args.hosts}.json", soak(args))
+    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("soak-*.json"))]
+    fill(ROOT / "docs" / "training.md", "soak", table(rows))
+    print(table(rows))
+
+
+def soak(args: argparse.Namespace) -> dict[str, Any]:
+    """The undisturbed run, the disturbed one, and how they differ."""
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         quiet, shaken = Path(folder) / "quiet", Path(folder) / "shaken"
@@ -140,7 +151,7 @@ def main() -> None:
         unequal = [step for step in sorted({*one, *other}) if one.get(step) != other.get(step)]
         first, second = weights(quiet), weights(shaken)
         worst = max(float(np.abs(first[path] - second[path]).max()) for path in first)
-        result = {
+        return {
             "hosts": args.hosts,
             "steps": args.steps,
             "kills": len(rounds),
@@ -153,8 +164,21 @@ def main() -> None:
             "rounds": rounds,
             "machine": machine(),
         }
-    write_json(args.out, result)
-    print({key: value for key, value in result.items() if key not in ("rounds", "machine")})
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| hosts | kills | of host 0 | while writing | slowest stop, s | steps | losses unequal | weights apart by |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['hosts']} | {row['kills']} | {row['host_0_killed']} | {row['while_a_checkpoint_was_written']} "
+            f"| {row['slowest_stop_s']} | {row['losses']} | {row['losses_unequal']} "
+            f"| {row['largest_weight_difference']:g} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ TILES = {"256m": 17, "500m": 17, "2.2b": 13}  # of a picture, that 2048 tokens h
 
 def config(
     size: str = "2.2b",
+    *,
     start: str = "",
     tokens: int = 2048,
     rows: int = 256,

@@ -80,7 +80,7 @@ def make(plan: Plan, out: Path) -> None:
     topology = read_topology(plan.topology)
     config = smolvlm.config(
         plan.size,
-        plan.tokens,
+        tokens=plan.tokens,
         rows=plan.rows * topology.chips,
         fsdp=plan.fsdp or min(topology.chips, 128),
         remat=plan.remat,  # type: ignore[arg-type]

@@ -152,8 +152,11 @@ def render(found: dict[str, Any]) -> None:
         if name == "temporaries" and hbm.get("activations"):
             table.add_row("  of these kept activations", f"{hbm['activations'] / 2**30:,.2f}")
     # Donated arguments make room for temporaries, so the peak is less than the sum.
-    table.add_row("[bold]at the peak[/bold]", f"[bold]{found['hbm_bytes_per_chip'] / 2**30:,.2f}[/bold]")
+    name = "at the peak" if "peak" in hbm else "together"
+    table.add_row(f"[bold]{name}[/bold]", f"[bold]{found['hbm_bytes_per_chip'] / 2**30:,.2f}[/bold]")
     table.add_row("spare" if spare >= 0 else "[red]too much[/red]", f"{abs(spare) / 2**30:,.2f}")
+    if hbm.get("host"):
+        table.add_row("in the host's memory", f"{hbm['host'] / 2**30:,.2f}")
     console.print(table)
     if found["predicted_step_s"] is None:
         console.print("The compiler gave up for want of memory: a smaller batch, remat full, or more chips.")
@@ -169,7 +172,10 @@ def render(found: dict[str, Any]) -> None:
         ("elements", "element operations alone"),
         ("memory", "main memory alone"),
         ("links", "links alone"),
+        ("host", "transfers to and from the host alone"),
     ):
+        if name == "host" and not times[name]:
+            continue
         bold = name == "scheduled"
         text = f"{1e3 * times[name]:,.1f}"
         table.add_row(name, f"[bold]{text}[/bold]" if bold else text, about)

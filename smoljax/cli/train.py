@@ -58,6 +58,14 @@ def train(
             rich_help_panel="Several hosts",
         ),
     ] = 30,
+    stall: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Seconds without a step after which the run is hung.",
+            rich_help_panel="Several hosts",
+        ),
+    ] = 600,
     json: common.JsonOption = False,
 ) -> None:
     """Train a model, or go on where the folder's run stopped.
@@ -76,7 +84,9 @@ def train(
         raise UsageError("--hosts and --host belong to --coordinator HOST:PORT")
     together = None
     if coordinator is not None:
-        together = HostsConfig(coordinator, hosts, host, start_s=start_timeout, patience_s=patience)
+        together = HostsConfig(
+            coordinator, hosts, host, start_s=start_timeout, patience_s=patience, stall_s=stall
+        )
     resolved = read_config(config, overrides or ())
     enable_compilation_cache()
     result = run(resolved, workdir or Path("runs") / resolved.name, stop_after=stop_after, hosts=together)

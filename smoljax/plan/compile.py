@@ -31,7 +31,7 @@ from smoljax.plan.chips import Topology, read_topology
 from smoljax.training.config import Distill, TrainConfig
 from smoljax.training.setup import make_state, plain_model
 from smoljax.training.sharding import batch_sharding, make_mesh, rules_of
-from smoljax.training.step import make_step
+from smoljax.training.step import jit_step
 
 GROUPS = ("params", "opt_state", "ema")
 
@@ -46,7 +46,9 @@ class Memory:
         the place of donated arguments, so that kinds add up to more than the peak.
       code: the program itself.
       available: what the compiler may use of the chip's memory.
-      peak: the most that is in use at one time, as the compiler says; NaN where it gave up.
+      peak: the most that is in use at one time, as the compiler says; NaN where it gave up, or where it counts what
+        lies in the host's memory with what lies in the chip's.
+      host: of the host's memory, for each of its chips (remat "offload").
     """
 
     parameters: float
@@ -57,10 +59,11 @@ class Memory:
     code: float
     available: float
     peak: float = math.nan
+    host: float = 0.0
 
     @property
     def total(self) -> float:
-        """What the chip must have: the peak, or where the compiler gave up all kinds together."""
+        """What the chip must have: the peak, or where that is not known all kinds together."""
         if not math.isnan(self.peak):
             return self.peak
         return self.parameters + self.optimizer + self.ema + self.batch + self.temporaries + self.code
@@ -160,12 +163,7 @@ def compile_step(config: TrainConfig, topology: Topology, devices: list[Any] | N
     start = plain_model(config.model)
     optimizer, _, like = make_state(config, start, None, partition)
     batch = batch_shapes(config, start.config, partition)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    step = jax.jit(
-        make_step(config, start.config, optimizer, None, partition),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
+    step = jit_step(config, start.config, optimizer, like, None, partition)
     parts = {name: bytes_of(getattr(like, name)) for name in GROUPS}
     sizes = {"parameters": parts["params"], "optimizer": parts["opt_state"], "ema": parts["ema"]}
     return compile_program(step, (like, batch, None), topology, partition, sizes | {"batch": bytes_of(batch)})
@@ -195,7 +193,8 @@ def compile_program(
         temporaries=float(found.temp_size_in_bytes),
         code=float(found.generated_code_size_in_bytes),
         available=_available(topology),
-        peak=float(found.peak_memory_in_bytes),
+        peak=math.nan if found.host_temp_size_in_bytes else float(found.peak_memory_in_bytes),
+        host=float(found.host_temp_size_in_bytes),
     )
     seconds = time.perf_counter() - started
     return Compiled(topology, mesh, coords, memory, text, float(cost.get("flops", math.nan)), seconds)

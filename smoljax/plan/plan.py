@@ -99,9 +99,9 @@ def report(compiled: Compiled, model_flops: float, rates: Rates = RATES) -> dict
     return found | {
         "predicted_step_s": play.seconds,
         "predicted_s": {
-            "overlapped": max(play.busy, play.link_seconds),
+            "overlapped": max(play.busy, play.link_seconds, play.host),
             "scheduled": play.seconds,
-            "apart": play.busy + play.link_seconds,
+            "apart": play.busy + play.link_seconds + play.host,
             "products": play.matrix,
             "elements": play.vector,
             "memory": play.memory,

@@ -3,7 +3,8 @@
 Every host runs the same command. `jax.distributed` connects them; host 0 keeps a small table of strings that all write
 to and read from, on which this module beats and listens. A collective of which a member is gone would wait for ever, so
 a thread of every host ends the process instead, with one line that says why, within `patience_s`. Where host 0
-itself is gone, jax's client aborts the others before that, with a text of its own.
+itself is gone, jax's client aborts the others before that, with a text of its own. A collective may also hang though
+all its members live (jax-ml/jax#38503); so a run that gets no further for `stall_s` ends likewise.
 """
 
 import itertools
@@ -37,6 +38,7 @@ class HostsConfig:
       index: which one this is, from 0; None with "auto".
       start_s: seconds that the hosts wait for each other at the start.
       patience_s: seconds without a sign of life after which a host counts as gone.
+      stall_s: seconds without a step after which the run counts as hung, from its second step on.
     """
 
     coordinator: str
@@ -44,6 +46,7 @@ class HostsConfig:
     index: int | None = None
     start_s: int = 300
     patience_s: int = 30
+    stall_s: int = 600
 
     def __post_init__(self) -> None:
         """Raises UsageError for what cannot be."""
@@ -59,44 +62,53 @@ class HostsConfig:
             )
         if not 0 <= self.index < self.count:
             raise UsageError(f"host {self.index} of {self.count}: hosts count from 0 to {self.count - 1}")
-        if min(self.start_s, self.patience_s) < 1:
-            raise UsageError("start and patience must be at least 1 second")
+        if min(self.start_s, self.patience_s, self.stall_s) < 1:
+            raise UsageError("start, patience and stall must be at least 1 second")
 
 
 def join(config: HostsConfig) -> None:
     """Waits for all hosts and becomes one of them; must run before jax is first used.
 
+    Where they do not all come in time the process ends with status 1 and one line: jax cannot be stopped there, and
+    would abort it with a page of text.
+
     Raises:
-      SmoljaxError: they did not all come in time, or jax was in use.
+      SmoljaxError: jax was in use, or knows no cluster here.
     """
     # A host that is gone is this module's to report: jax would abort the others with a page of text.
     jax.config.update("jax_enable_recoverability", True)
     if jax.config.jax_platforms == "cpu":  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # A program that comes from the compilation cache has lost the order of its collectives (XLA's CPU backend,
+        # jaxlib 0.10.2): devices run them each in an order of its own, and the hosts wait for each other for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
     auto = config.coordinator == "auto"
     given = {} if auto else {
         "coordinator_address": config.coordinator, "num_processes": config.count, "process_id": config.index
     }  # fmt: skip
     who = "this host" if auto else f"host {config.index} of {config.count}"
+    why = (
+        f"{who} waited {config.start_s} s, and not all hosts met at {config.coordinator}; look whether all were "
+        "started with the same address and number of hosts, and whether the port is open"
+    )
+    late = threading.Timer(config.start_s, _leave, (why,))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             **given,
-            initialization_timeout=config.start_s,
+            initialization_timeout=config.start_s + 60,
             heartbeat_timeout_seconds=max(100, 3 * config.patience_s),
         )
     except RuntimeError as error:
-        text = str(error)
-        if "DEADLINE" in text or "UNAVAILABLE" in text or "timed out" in text.lower():
-            raise SmoljaxError(
-                f"{who} waited {config.start_s} s, and not all hosts met at {config.coordinator}; look whether all "
-                "were started with the same address and number of hosts, and whether the port is open"
-            ) from error
-        raise SmoljaxError(f"{who} cannot join: {text.splitlines()[0]}") from error
+        raise SmoljaxError(f"{who} cannot join: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         raise SmoljaxError(
             f"{who} cannot join: {str(error).splitlines()[0]}; without a known cluster give --coordinator HOST:PORT, "
             "--hosts and --host"
         ) from error
+    finally:
+        late.cancel()
 
 
 def _table() -> Any:
@@ -106,22 +118,29 @@ def _table() -> Any:
 
 
 @contextmanager
-def watched(patience_s: float, last_checkpoint: Callable[[], int | None]) -> Iterator[None]:
+def watched(
+    config: HostsConfig | None, last_checkpoint: Callable[[], int | None]
+) -> Iterator[Callable[[bool], None]]:
     """While inside, this host beats, and the process ends with status 1 where another one fails or falls silent.
 
     An exception inside is told to the others before it goes on. Nothing happens in a run of one process.
 
     Args:
-      patience_s: seconds without a sign of life.
+      config: how long to wait; None for the defaults.
       last_checkpoint: the step to go on from, for the message.
+
+    Yields:
+      What to call whenever the run got further: with True where it must do so again within `stall_s`, with False where
+      what follows may take its time.
     """
     if jax.process_count() == 1:
-        yield
+        yield lambda goes_on: None
         return
-    watch = _Watch(patience_s, last_checkpoint)
+    patience_s = HostsConfig.patience_s if config is None else config.patience_s
+    watch = _Watch(patience_s, HostsConfig.stall_s if config is None else config.stall_s, last_checkpoint)
     watch.start()
     try:
-        yield
+        yield watch.moved
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and not any(text in str(error) for text in _OWN):
             watch.wait_for_reasons()
@@ -137,8 +156,9 @@ def _short(error: BaseException) -> str:
 
 
 class _Watch:
-    def __init__(self, patience_s: float, last_checkpoint: Callable[[], int | None]) -> None:
-        self._patience, self._last = patience_s, last_checkpoint
+    def __init__(self, patience_s: float, stall_s: float, last_checkpoint: Callable[[], int | None]) -> None:
+        self._patience, self._stall, self._last = patience_s, stall_s, last_checkpoint
+        self._moved: float | None = None  # when the run last got further; None while it may take its time
         self._table, self._me, self._count = _table(), jax.process_index(), jax.process_count()
         run = f"smoljax/{next(_RUNS)}"
         self._beats, self._failed, self._done = f"{run}/beat/", f"{run}/failed/", f"{run}/done/"
@@ -149,6 +169,9 @@ class _Watch:
 
     def start(self) -> None:
         self._thread.start()
+
+    def moved(self, goes_on: bool) -> None:
+        self._moved = time.monotonic() if goes_on else None
 
     def end_later(self, why: str) -> None:
         """Bounds what an exception still does on its way out: closing checkpoints waits for hosts that have ended."""
@@ -182,6 +205,12 @@ class _Watch:
         silent_since: float | None = None
         while not self._over.wait(BEAT_S):
             beats += 1
+            moved = self._moved
+            if moved is not None and time.monotonic() - moved > self._stall:
+                self.end(
+                    f"no step for {self._stall:g} s, though all {self._count} hosts live: a collective hangs, or the "
+                    "data or the run's folder does not answer"
+                )
             try:
                 self._table.key_value_set(f"{self._beats}{self._me}", str(beats), allow_overwrite=True)
                 self._listen()

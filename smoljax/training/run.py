@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from smoljax.training.objectives.table import PAIRS, needs_decoder
 from smoljax.training.optimizer import schedule
 from smoljax.training.setup import Start, export_params, make_state, open_model, open_teacher, replicated
 from smoljax.training.sharding import batch_sharding, check_hosts, make_mesh, place_batch, rules_of
-from smoljax.training.step import TrainState, make_step, make_validation
+from smoljax.training.step import TrainState, jit_step, make_validation
 
 MODEL = "model"
 NO_PAIRS = 20  # batches without a contrastive pair that stop a run which wants them
@@ -107,14 +107,12 @@ def train(
     workdir = Path(workdir)
     checkpoints = None
     try:
-        with watched(
-            HostsConfig.patience_s if hosts is None else hosts.patience_s, lambda: last_whole(workdir)
-        ):
+        with watched(hosts, lambda: last_whole(workdir)) as moved:
             check_same(config, workdir)
             partition = rules_of(config.mesh).partition(make_mesh(config.mesh))
             check_hosts(partition)
             checkpoints = Checkpoints(workdir, config.checkpoint)
-            run = _Run(config, workdir, partition, checkpoints, show and jax.process_index() == 0)
+            run = _Run(config, workdir, partition, checkpoints, show and jax.process_index() == 0, moved)
             if jax.process_index() == 0:
                 write_resolved(config, workdir)
             return run.go(stop_after)
@@ -131,9 +129,10 @@ class _Run:
         partition: Partition,
         checkpoints: Checkpoints,
         show: bool,
+        moved: Callable[[bool], None],
     ) -> None:
         self.config, self.workdir = config, workdir
-        self.checkpoints, self.show = checkpoints, show
+        self.checkpoints, self.show, self.moved = checkpoints, show, moved
         start = open_model(config.model, weights=checkpoints.latest is None, seed=config.seed)
         self.start = replace(start, params=None)  # the weights it holds are needed for the first state alone
         self.sharding = batch_sharding(partition)
@@ -147,12 +146,7 @@ class _Run:
         else:
             self.state, position = checkpoints.restore(checkpoints.latest, like)
             self.data.set_state(position)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-        self.step_fn = jax.jit(
-            make_step(config, start.config, optimizer, taught, partition),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        self.step_fn = jit_step(config, start.config, optimizer, like, taught, partition)
         self.validate_fn = jax.jit(make_validation(config, start.config, taught, partition))
         self.rate = schedule(config.optimizer, config.steps)
         self.guard = Guard(config)
@@ -218,6 +212,7 @@ class _Run:
                         self.save(done)
                 if waiting is not None:
                     values = self.checked(*waiting)
+                self.moved(False)
                 self.save(done)
                 self.checkpoints.wait()
             finally:
@@ -239,6 +234,7 @@ class _Run:
     def checked(self, step: int, found: Mapping[str, jax.Array]) -> dict[str, float]:
         """A step's measures as numbers; raises SmoljaxError where the run must stop."""
         values = {name: float(value) for name, value in found.items()}
+        self.moved(True)
         self.stop_asked |= values.pop("stop", 0.0) > 0
         self.guard.check(step, values)
         return values
@@ -258,6 +254,7 @@ class _Run:
             for name, (total, number) in found.items():
                 before = sums.get(name, (0.0, 0.0))
                 sums[name] = (before[0] + float(total), before[1] + float(number))
+            self.moved(True)
         means = {name: total / max(number, 1e-9) for name, (total, number) in sums.items()}
         weights = {f"loss_{objective.name}": objective.weight for objective in self.config.objectives}
         self.last_validation = sum(weight * means[name] for name, weight in weights.items())

@@ -44,8 +44,8 @@ def test_a_plan_says_what_the_step_needs():
     assert found["mesh"] == {"fsdp": 4}
     model = train_flops(presets.tiny(), 8, 256, 2)
     assert found["flops"]["model"] == model
-    # With what is computed twice, without what causality and dead code leave out.
-    assert 0.8 * model < found["flops"]["executed"] < 1.5 * model
+    # With what is computed twice and heads of 16 padded to the kernel's lanes, without what dead code leaves out.
+    assert 0.8 * model < found["flops"]["executed"] < 2.2 * model
     assert (
         found["predicted_s"]["overlapped"]
         <= found["predicted_step_s"]

@@ -11,7 +11,7 @@ from smoljax.data.pipeline import make_iterator
 from smoljax.training.config import MeshConfig, ModelConfig, NextToken, OptimizerConfig, TrainConfig
 from smoljax.training.setup import make_state, open_model
 from smoljax.training.sharding import batch_sharding, make_mesh, place_batch, rules_of
-from smoljax.training.step import make_step
+from smoljax.training.step import jit_step
 
 MESHES = {
     "one": MeshConfig(),
@@ -46,10 +46,7 @@ def run(folder, name, steps):
     partition = rules_of(mesh).partition(make_mesh(mesh, devices))
     start = open_model(config.model)
     optimizer, first, like = make_state(config, start, None, partition)
-    step = jax.jit(
-        make_step(config, start.config, optimizer, None, partition),
-        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, like), None),
-    )
+    step = jit_step(config, start.config, optimizer, like, None, partition)
     state, sharding = first(), batch_sharding(partition)
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state.params))
     data, losses = make_iterator(config.data, start.processor, 0), []

@@ -1,16 +1,20 @@
 """A training run in a process of its own: `python runner.py FOLDER WORKDIR DEVICES [kill=STEP] [key=value …]`.
 
 With kill=STEP the process is killed by SIGKILL right after that step's batch was made; with hosts=PORT,COUNT,INDEX it
-is one of several hosts on this machine.
+is one of several hosts on this machine, of which the last with hang=STEP lives on there but does no more. Programs are
+kept where JAX_COMPILATION_CACHE_DIR says, as the commands do.
 """
 
 import os
 import signal
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from smoljax import presets
 from smoljax.data.config import DataConfig, SourceConfig
+from smoljax.models import enable_compilation_cache
 from smoljax.training import run
 from smoljax.training.config import (
     CheckpointConfig,
@@ -46,7 +50,7 @@ def main(folder, workdir, devices, *options):
         noise=1.0,
         log_every=1,
     )
-    kill = stop = hosts = None
+    kill = stop = hosts = hang = None
     for option in options:
         key, value = option.split("=")
         if key == "kill":
@@ -55,20 +59,29 @@ def main(folder, workdir, devices, *options):
             stop = int(value)
         elif key == "hosts":
             port, count, index = map(int, value.split(","))
-            hosts = HostsConfig(f"127.0.0.1:{port}", count, index, start_s=120, patience_s=8)
+            hosts = HostsConfig(f"127.0.0.1:{port}", count, index, start_s=120, patience_s=8, stall_s=60)
+        elif key == "hang":
+            hang = int(value)
         else:
             config = override(config, [option])
-    if kill is not None:
+    if hang is not None:
+        hosts = replace(hosts, stall_s=5)
+        hang = hang if hosts.index == hosts.count - 1 else None
+    if kill is not None or hang is not None:
         add = run.Meter.add
         seen = []
 
         def counting(self, batch):
             seen.append(1)
-            if len(seen) == kill + 1:
+            if kill is not None and len(seen) == kill + 1:
                 os.kill(os.getpid(), signal.SIGKILL)
+            while hang is not None and len(seen) == hang + 1:
+                time.sleep(1)
             add(self, batch)
 
         run.Meter.add = counting
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        enable_compilation_cache()
     result = run.train(config, Path(workdir), show=False, stop_after=stop, hosts=hosts)
     print(result.step, result.loss)
 

@@ -34,6 +34,7 @@ def start(colours, workdir, count, *options, devices=4):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(smoljax.__file__).parent.parent),
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
     }
     port = free_port()
     hosts = []
@@ -110,6 +111,16 @@ def test_a_lost_host_ends_the_others_and_a_restart_goes_on_as_if_nothing_was(col
 
 
 @pytest.mark.slow
+def test_a_host_that_lives_but_does_no_more_ends_the_run(colours, tmp_path):
+    hosts = start(colours, tmp_path / "run", 2, "steps=50", "checkpoint.every=5", "hang=12")
+    for code, log in finish(hosts, timeout=200):
+        assert code == 1
+        said = [line for line in log.splitlines() if line.startswith("smoljax: error:")]
+        assert len(said) == 1, log
+        assert re.search(r"no step for 5 s, though all 2 hosts live: .* checkpoint is of step 10;", said[0])
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_host_saves_and_stops_all_behind_the_same_step(colours, tmp_path):
     workdir = tmp_path / "run"
     hosts = start(colours, workdir, 2, "steps=100000", "checkpoint.every=100000")
@@ -142,7 +153,7 @@ def test_hosts_that_do_not_all_come_say_so():
         check=False,
     )
     assert done.returncode == 1
-    assert "host 1 of 2 waited 5 s" in done.stderr.splitlines()[-1]
+    assert "host 1 of 2 waited 5 s, and not all hosts met at 127.0.0.1:" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
