@@ -35,14 +35,14 @@ NodeName=n1 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=17001 CPUs=1 RealMemory=4
 NodeName=n2 NodeHostname=$HOST NodeAddr=127.0.0.1 Port=17002 CPUs=1 RealMemory=4000 State=UNKNOWN
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 CONF
-printf 'CgroupPlugin=disabled\n' > "$FOLDER/cgroup.conf"
+echo 'CgroupPlugin=cgroup/v1' > "$FOLDER/cgroup.conf" # found everywhere, and not used: linuxproc tracks the processes
 grep -q ' n1 n2$' /etc/hosts || echo "127.0.0.1 $HOST n1 n2" >> /etc/hosts
 pgrep munged > /dev/null || { mkdir -p /run/munge && chown munge /run/munge && su -s /bin/sh munge -c /usr/sbin/munged; }
+stop() { for pid in "$FOLDER"/*.pid; do [ -f "$pid" ] && kill "$(cat "$pid")" || true; done; }
+trap stop EXIT
 slurmctld
 slurmd -N n1
 slurmd -N n2
-stop() { kill "$(cat "$FOLDER/ctld.pid")" "$(cat "$FOLDER/slurmd-n1.pid")" "$(cat "$FOLDER/slurmd-n2.pid")" || true; }
-trap stop EXIT
 sleep 5
 sinfo
 

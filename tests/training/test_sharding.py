@@ -48,9 +48,7 @@ def runs(colours):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["dp", "fsdp", "fsdp_tp", "sequence", "all"])
 def test_fifty_steps_have_the_losses_of_one_device(runs, mesh):
-    np.testing.assert_allclose(runs[mesh]["losses"], runs["one"]["losses"], rtol=1e-4)
-    # The first steps, before rounding has been trained upon.
-    np.testing.assert_allclose(runs[mesh]["losses"][:5], runs["one"]["losses"][:5], rtol=1e-5)
+    np.testing.assert_allclose(runs[mesh]["losses"], runs["one"]["losses"], rtol=1e-5)
 
 
 @pytest.mark.slow
