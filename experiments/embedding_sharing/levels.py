@@ -11,7 +11,6 @@ from experiments.embedding_sharing.dense import BASE, OUT
 from experiments.embedding_sharing.rows import CONTROL
 from experiments.embedding_sharing.variants import Variant, known
 from experiments.scenes.dense import PROCESSOR
-from smoljax.config import to_dict
 from smoljax.training.config_file import as_json, read_config
 
 HERE = "experiments/embedding_sharing"
@@ -67,7 +66,7 @@ class Level:
 
     def architecture(self) -> dict[str, Any] | None:
         """That of the control row, as JSON; None where it is a model's own."""
-        return to_dict(BASE) if self.name == "scenes" else None
+        return as_json(BASE, defaults=False) if self.name == "scenes" else None
 
     def untrained(self, seed: int, workdir: Path) -> Path:
         """The model of the control row: random weights; on real words, the start with its fresh connector."""

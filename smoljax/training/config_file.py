@@ -82,11 +82,11 @@ def _arguments(function: Callable[..., Any], overrides: Sequence[str]) -> tuple[
     return given, rest
 
 
-def as_json(config: TrainConfig, *, defaults: bool = True) -> dict[str, Any]:
+def as_json(config: Any, *, defaults: bool = True) -> dict[str, Any]:
     """The config as plain JSON; functions by name, objectives with their names.
 
     Args:
-      config: of a run.
+      config: of a run, or a part of one.
       defaults: False leaves out what is as its dataclass has it, so that a setting which is new tomorrow does not
         change what is said of a run of today.
     """
