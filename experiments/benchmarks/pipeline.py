@@ -1,15 +1,18 @@
 """How many pictures a core prepares for training, step by step: read and decode, cut into tiles, tokenise, pack.
 
-    python -m experiments.benchmarks.pipeline [--pictures 64] [--seconds 10]
+    python -m experiments.benchmarks.pipeline [--pictures 24] [--seconds 5]
+    python -m experiments.benchmarks.pipeline --table          # only the tables of docs/data.md, from what is stored
 
 Pictures are synthetic photographs (smooth shapes and noise, so that JPEG has something to do) of three sizes, each with
 a caption-like conversation, through the processors of SmolVLM2-256M (tiles of 512) and of 2.2B's kind (384). One
 process on one core (it pins itself), each stage by itself on what the stage before has made, then the whole of
-`smoljax.data`. The result goes to docs/benchmarks/pipeline.json.
+`smoljax.data`. The result goes to docs/benchmarks/pipeline.json; how many cores feed a chip is that against what the
+plans of experiments.plan.table expect of a chip.
 """
 
 import argparse
 import io
+import json
 import os
 import tempfile
 import time
@@ -20,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.commands import ROOT, machine, write_json
+from experiments.commands import ROOT, fill, machine, write_json
 from smoljax.data.config import DataConfig, SourceConfig
 from smoljax.data.encode import encode
 from smoljax.data.packing import RowShape, batch_arrays
@@ -33,6 +36,8 @@ from smoljax.processing.released import processor_files
 from smoljax.processing.tiling import apply_table, cut_tiles, normalize_table
 
 OUT = ROOT / "docs" / "benchmarks" / "pipeline.json"
+PAGE = ROOT / "docs" / "data.md"
+PLANS = ROOT / "experiments" / "plan" / "results" / "plans"
 SIZES = {"640 × 480": (640, 480), "1280 × 960": (1280, 960), "4000 × 3000": (4000, 3000)}
 KINDS = {"256M (tiles of 512)": (512, 2048, 64), "2.2B (tiles of 384)": (384, 1536, 81)}
 ANSWER = (
@@ -116,8 +121,6 @@ def whole(
     processor: Processor, folder: Path, files: list[Path], seconds: float, found: dict[str, float]
 ) -> float:
     """Pictures a second of batches as a run gets them."""
-    import json
-
     lines = [
         {
             "id": str(number),
@@ -149,8 +152,18 @@ def main() -> None:
     )
     parser.add_argument("--pictures", type=int, default=24)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="only the tables")
     args = parser.parse_args()
+    if not args.table:
+        write_json(OUT, measure(args.pictures, args.seconds))
+    rows = json.loads(OUT.read_text())["rows"]
+    for name, text in (("pipeline", table(rows)), ("cores", cores(rows))):
+        fill(PAGE, name, text)
+        print(text)
+
+
+def measure(pictures: int, seconds: float) -> dict[str, Any]:
+    """Every processor on every size of picture."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     rows = []
@@ -160,17 +173,48 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
                 files = []
-                for number in range(args.pictures):
+                for number in range(pictures):
                     files.append(folder / f"{number}.jpg")
                     files[-1].write_bytes(photograph(size, number))
-                found = stages(processor, files, args.seconds)
-                found["batches"] = whole(processor, folder, files, args.seconds, found)
+                found = stages(processor, files, seconds)
+                found["batches"] = whole(processor, folder, files, seconds, found)
             found["tiles a second"] = found["batches"] * found["tiles"]
             rows.append(
                 {"processor": kind, "picture": name, **{key: round(value, 1) for key, value in found.items()}}
             )
             print(rows[-1], flush=True)
-    write_json(args.out, {"rows": rows, "seconds": args.seconds, "machine": machine()})
+    return {"rows": rows, "seconds": seconds, "machine": machine()}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Pictures a second of one core, by stage."""
+    names = ("decode", "resize and cut", "normalise", "tokenise", "pack", "all", "batches")
+    lines = [
+        f"| processor | picture | tiles | {' | '.join(names)} | tiles a second |",
+        f"|---|---|---|{'---|' * len(names)}---|",
+    ]
+    for row in rows:
+        cells = " | ".join(f"{row[name]:,.0f}" if row[name] >= 100 else f"{row[name]:.1f}" for name in names)
+        lines.append(
+            f"| {row['processor']} | {row['picture']} | {row['tiles']:.0f} | {cells} | {row['tiles a second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def cores(rows: list[dict[str, Any]]) -> str:
+    """Cores of a host for each chip, of the planned runs of 2048 tokens: one picture a row, at its slowest size."""
+    slowest = {kind: min(row["tiles a second"] for row in rows if row["processor"] == kind) for kind in KINDS}
+    fastest = {kind: max(row["tiles a second"] for row in rows if row["processor"] == kind) for kind in KINDS}
+    lines = ["| run | tiles a second of a chip | cores a chip |", "|---|---|---|"]
+    for path in sorted(PLANS.glob("*-2048.json")):
+        told = json.loads(path.read_text())
+        kind = next(kind for kind in KINDS if kind.startswith("2.2B") == (told["planned"]["size"] == "2.2b"))
+        wanted = told["plan"]["tiles_per_s"] / told["plan"]["chips"]
+        lines.append(
+            f"| {told['planned']['size']} on {told['planned']['topology']} | {wanted:.0f} "
+            f"| {wanted / fastest[kind]:.1f}–{wanted / slowest[kind]:.1f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

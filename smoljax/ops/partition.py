@@ -65,11 +65,11 @@ def active_partition() -> Partition | None:
     return _ACTIVE.get()
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+def constrain(x: Any, *names: str | None) -> Any:
     """The same array, placed by the names of its dimensions; None is whole on every device.
 
     Args:
-      x: any array.
+      x: any array, jax's or NumPy's.
       *names: one for each dimension (`smoljax.training.sharding.Rules` lists them); what is left out is None.
     """
     partition = _ACTIVE.get()

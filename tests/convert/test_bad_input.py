@@ -271,7 +271,7 @@ def test_failure_before_the_rename_leaves_nothing(tmp_path, folder: Folder, monk
     def fail(*_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(native, "_files_of", fail)
+    monkeypatch.setattr(native, "sums_of", fail)
     with pytest.raises(KeyboardInterrupt):
         convert(folder.path, tmp_path / "n")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -284,7 +284,7 @@ from smoljax.convert.convert import convert
 def stop(folder):
     print(folder, flush=True)
     time.sleep(60)
-native._files_of = stop
+native.sums_of = stop
 convert(sys.argv[1], sys.argv[2])
 """
 

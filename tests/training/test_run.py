@@ -67,6 +67,7 @@ def test_a_loss_that_keeps_rising_stops_the_run():
         guard.check(14, {"loss": 9.0, "grad_norm": 1.0})
 
 
+@pytest.mark.slow
 def test_a_run_without_the_pairs_or_labels_it_wants_says_so(toy_config, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "NO_PAIRS", 3)
     pairs = toy_config(objectives=(NextToken(), Contrastive()))
@@ -109,6 +110,7 @@ def test_only_checkpoints_that_were_validated_count_as_best(toy_config, tmp_path
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {best, 7}
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_whole_batch(toy_config):
     partition = rules_of(MeshConfig()).partition(make_mesh(MeshConfig()))
     stepped = []

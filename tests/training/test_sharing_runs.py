@@ -30,7 +30,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "cross" else pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_trains_exports_and_answers(name, toy_config, tiny_folder, tmp_path):
     fields = dict(RUNS[name])
     more, frozen = fields.pop("more", ()), fields.pop("frozen", None)
