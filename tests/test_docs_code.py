@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+LONG = ("importing.md", "grounding.md", "training.md")  # those that compile or train most
 _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -25,7 +26,10 @@ def test_blocks_are_found_with_their_lines():
     assert blocks(text) == [(3, "x = 1\n"), (13, "x = 2\n")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.name, marks=pytest.mark.slow if page.name in LONG else ()) for page in PAGES],
+)
 def test_code_of_a_page_runs(page, monkeypatch, tmp_path):
     found = blocks(page.read_text(encoding="utf-8"))
     if not found:
