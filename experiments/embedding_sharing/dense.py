@@ -1,6 +1,6 @@
 """What all variants of a seed start from: a patch encoder that sees, fresh words and a fresh decoder.
 
-smoljax train experiments/embedding_sharing/dense.py --set seed=0
+smoljax train experiments/embedding_sharing/dense.py --set seed=0 --workdir runs/embedding_sharing/dense-0
 """
 
 from dataclasses import replace

@@ -64,9 +64,8 @@ cost says so. Measured on the first {pictures} pictures of `tfds:scenes:test`.
 
 SmolLM2-135M-Instruct (fetched; 4-bit weights, as float32) behind the patch encoder of smolvlm-nano. The word table
 stays as it is; encoder, connector and the rows of the new tokens learn for {steps} steps of 8 pictures, the decoder at
-a tenth of their rate (in a row *frozen*, which is known but not always trained, not at all). {rows} variants, seeds
-{seeds} of the base; measured on the first {pictures} pictures of `tfds:scenes:test`, and on plain English
-(`experiments/embedding_sharing/text.txt`), which a decoder may unlearn here.
+a tenth of their rate{frozen}. {rows} variants, seeds {seeds} of the base; measured on the first {pictures} pictures of
+`tfds:scenes:test`, and on plain English (`experiments/embedding_sharing/text.txt`), which a decoder may unlearn here.
 """,
 }
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Embedding sharing</title><style>
@@ -119,6 +118,7 @@ def section(level: str, rows: Rows, drawn: list[str]) -> str:
         seeds=", ".join(map(str, sorted(rows[BASE]))),
         rows=len(set(rows) - {CONTROL}),
         pictures=base["measured"]["pictures"],
+        frozen=", in the row *frozen* not at all" if "frozen" in rows else "",
     )
     real = all("text" in row["measured"] for found in rows.values() for row in found.values())
     parts = [

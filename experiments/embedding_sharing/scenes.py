@@ -1,6 +1,7 @@
 """Level (a): a variant from scratch on scenes, about three minutes on two cores.
 
-    smoljax train experiments/embedding_sharing/dense.py --set seed=0     # once a seed: the encoder learns to see
+    # Once a seed: the encoder learns to see.
+    smoljax train experiments/embedding_sharing/dense.py --set seed=0 --workdir runs/embedding_sharing/dense-0
     smoljax train experiments/embedding_sharing/scenes.py --set sharing=mlp --set seed=0
 
 All variants of a seed start from the same encoder and, where shapes allow, the same words and decoder, and see the same
