@@ -256,17 +256,18 @@ def test_two_rows_are_compared_number_by_number(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_smoke_grid_trains_measures_and_reports(tmp_path):
-    """Three variants and the control, a few steps each, by the command that makes the real grid."""
+def test_a_smoke_grid_trains_measures_and_reports(tmp_path, monkeypatch):
+    """Two variants and the control, a few steps each, by the command that makes the real grid."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # these programs run long enough to be compiled well
     command = [sys.executable, "-m", "experiments.embedding_sharing.run", "--seeds", "1", "--pictures", "16"]
-    command += ["--variants", "linear", "word_mixture", "cross", "--docs", str(tmp_path / "docs")]
+    command += ["--variants", "linear", "word_mixture", "--docs", str(tmp_path / "docs")]
     command += ["--workdir", str(tmp_path / "runs"), "--results", str(tmp_path / "rows")]
     for item in ("steps=4", "validate_every=2", "validation_batches=1", "log_every=1"):
         command += ["--set", item, "--set-dense", item]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-2000:]
     found = rows.read_rows(tmp_path / "rows")
-    assert list(found) == ["linear", "cross", "word_mixture", "random"]
+    assert list(found) == ["linear", "word_mixture", "random"]
     assert len(found["linear"][0]["curve"]["validation"]) == 2
     assert "codes" in found["word_mixture"][0]["measured"]["space"]
     assert (tmp_path / "docs" / "embedding_sharing" / "report.html").exists()
