@@ -143,7 +143,7 @@ def _vectors(vlm: VLM, batch: Batch, last: np.ndarray, rows: int) -> np.ndarray:
         inputs["image_features"] = jnp.pad(features, ((0, rows - count), (0, 0), (0, 0), (0, 0)))
         inputs["tile_mask"] = np.zeros(inputs["image_features"].shape[:2], bool)
         inputs["tile_mask"][:count, : batch.tile_mask.shape[1]] = batch.tile_mask
-    return np.asarray(_program(vlm.config, vlm.params, inputs, np.pad(last, (0, rows - count))))[:count]
+    return np.asarray(_program(vlm.config, vlm.packed, inputs, np.pad(last, (0, rows - count))))[:count]
 
 
 @partial(jax.jit, static_argnums=0)

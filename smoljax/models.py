@@ -6,15 +6,18 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 
 from smoljax import hub
 from smoljax.config import PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
-from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint
+from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.packed import pack
+from smoljax.nn.quantised import Quantisation
+from smoljax.nn.smolvlm import Weights
 from smoljax.nn.stacking import stack_layers
 from smoljax.paths import compilation_cache
 from smoljax.processing.processor import Processor
@@ -76,13 +79,16 @@ def load(
     tile_batch: int | None = None,
     background: bool = False,
     position_ids: PositionIds | None = None,
+    weights: Weights | None = None,
 ) -> VLM:
     """Loads a model ready to use.
 
     Args:
       model: a folder in Hugging Face layout, a native or LoRA folder, a `.gguf` file, or a name of
         `smoljax models`.
-      dtype: of weights and activations, "float32" or "bfloat16"; None: `default_dtype`.
+      dtype: of activations, "float32" or "bfloat16"; None: `default_dtype`.
+      weights: how they are kept: "float32" or "bfloat16", or rounded to "int8" or "int4"
+        (`smoljax.nn.quantised`); None: quantised ones as they are stored, others in `dtype`.
       scan_layers: keep layers stacked and run them with `lax.scan`; compiles faster, decodes slower on CPU.
       tile_batch: tiles that go through the patch encoder at a time (see `Generator`).
       background: return before the weights of a native folder are read; whoever needs them waits, and compiling
@@ -100,12 +106,22 @@ def load(
         raise UsageError(f"dtype is {dtype!r}; it must be {' or '.join(COMPUTE_DTYPES)}")
     path = resolve(model)
 
+    if weights not in (None, *get_args(Weights)):
+        raise UsageError(f"weights are {weights!r}; they must be one of {', '.join(get_args(Weights))}")
+
     def read() -> Checkpoint:
-        return load_checkpoint(path, dtype, resolve=resolve)
+        wanted = "float32" if weights in get_args(Quantisation) else weights or dtype
+        found = load_checkpoint(path, wanted, resolve=resolve, quantised=True)
+        if found.quantised is not None and weights not in (None, found.quantised):
+            raise SmoljaxError(
+                f"{path}: its weights are {found.quantised}, which cannot be taken to {weights}"
+            )
+        rounds = weights in get_args(Quantisation) and found.quantised is None
+        return quantised(found, weights if rounds else None)  # type: ignore[arg-type]
 
     def place(checkpoint: Checkpoint) -> dict[str, Any]:
         # Aliasing keeps mapped weights where they are: no copy on a CPU.
-        params = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), checkpoint.params)
+        params = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), pack(checkpoint.params))
         vlm.load_s = time.perf_counter() - started
         return stack_layers(params) if scan_layers else params
 
@@ -114,6 +130,7 @@ def load(
     checkpoint = open_checkpoint(path) if later else read()
     processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
+    rounded = checkpoint.stored_dtype if checkpoint.stored_dtype in get_args(Quantisation) else None
     if position_ids is not None and config.vision is not None:
         config = dataclasses.replace(
             config, vision=dataclasses.replace(config.vision, position_ids=position_ids)
@@ -127,6 +144,7 @@ def load(
         notes=() if kind == "native" else checkpoint.notes,
         untrained=checkpoint.untrained,
         tile_batch=tile_batch,
+        kept=weights or rounded or dtype,  # type: ignore[arg-type]
     )
     if later:
         pool = ThreadPoolExecutor(1, "smoljax-load")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, overload
 
@@ -12,8 +12,9 @@ import numpy as np
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError
 from smoljax.generation.generator import Generator
-from smoljax.generation.options import Generation, Sampling, Timings
-from smoljax.nn.smolvlm import SmolVLM, forward
+from smoljax.generation.options import Generation, Lookup, Sampling, Timings
+from smoljax.nn.packed import pack, unpack
+from smoljax.nn.smolvlm import SmolVLM, Weights, forward
 from smoljax.processing.processor import Batch, Processor, Sample
 
 
@@ -23,14 +24,15 @@ class VLM:
 
     Attributes:
       config: the architecture, and how it is executed.
-      weights: a plain nested dict of jax arrays (paths: docs/architecture.md), or a Future of it while it is
-        still being read; `params` waits for it.
+      weights: the parameters laid out for answering (`smoljax.nn.packed.pack`), or a Future of them while they are
+        still being read; `packed` waits for them, `params` are the plain ones.
       processor: pictures, prompts and tokens; None where the checkpoint has no tokenizer.
       name: what it was loaded by.
       notes: what the reader of the checkpoint had to infer or drop.
       untrained: the weights are known to be random (`smoljax init`).
       load_s: wall seconds that loading took, beside whatever else was done meanwhile.
       tile_batch: see `Generator`.
+      kept: how the weights are kept.
     """
 
     config: SmolVLMConfig
@@ -41,17 +43,22 @@ class VLM:
     untrained: bool = False
     load_s: float = 0.0
     tile_batch: int | None = None
+    kept: Weights = "float32"
+    _plain: dict[str, Any] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
         kind = (
             "text only" if self.config.vision is None else f"{self.config.image_seq_len} image tokens a tile"
         )
         state = ", untrained" if self.untrained else ""
-        return f"VLM({self.name!r}: {self.config.model_type}, {kind}, {self.config.compute.dtype}{state})"
+        kept = "" if self.kept == self.config.compute.dtype else f", weights in {self.kept}"
+        return (
+            f"VLM({self.name!r}: {self.config.model_type}, {kind}, {self.config.compute.dtype}{kept}{state})"
+        )
 
     @property
-    def params(self) -> dict[str, Any]:
-        """The parameters, waited for if they are still being read.
+    def packed(self) -> dict[str, Any]:
+        """The parameters laid out for answering, waited for if they are still being read.
 
         Raises:
           SmoljaxError: they turn out to be damaged.
@@ -60,11 +67,25 @@ class VLM:
             self.weights = self.weights.result()
         return self.weights
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters: a plain nested dict of jax arrays (paths: docs/architecture.md), as `module` takes them.
+
+        What is packed for answering is copied out at first use, about a quarter of the weights. Quantised weights stay
+        so (`smoljax.nn.quantised.quantise`) and want `smoljax.nn.smolvlm.apply`.
+
+        Raises:
+          SmoljaxError: they turn out to be damaged.
+        """
+        if self._plain is None:
+            self._plain = unpack(self.config.text, self.packed)
+        return self._plain
+
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
         """Other weights of the same shapes; compiled programs are kept."""
-        self.weights = params
-        self.generator.replace_params(params)
+        self.weights, self._plain = pack(params), None
+        self.generator.replace_params(self.weights)
 
     @property
     def module(self) -> SmolVLM:
@@ -75,7 +96,9 @@ class VLM:
     def generator(self) -> Generator:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
-        return Generator(self.config, self.weights, processor.stop_ids, processor.pad_id, self.tile_batch)
+        return Generator(
+            self.config, self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept
+        )
 
     def require_processor(self) -> Processor:
         """The processor; raises SmoljaxError where the checkpoint came without a tokenizer."""
@@ -99,6 +122,7 @@ class VLM:
         stream: Literal[False] = ...,
         max_new_tokens: int = ...,
         sampling: Sampling | None = ...,
+        lookup: Lookup | None = ...,
         **sample: Any,
     ) -> str: ...
 
@@ -111,6 +135,7 @@ class VLM:
         stream: Literal[True],
         max_new_tokens: int = ...,
         sampling: Sampling | None = ...,
+        lookup: Lookup | None = ...,
         **sample: Any,
     ) -> Iterator[str]: ...
 
@@ -122,6 +147,7 @@ class VLM:
         stream: bool = False,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
+        lookup: Lookup | None = None,
         **sample: Any,
     ) -> str | Iterator[str]:
         """Answers one prompt.
@@ -132,6 +158,7 @@ class VLM:
           stream: return an iterator over pieces of the answer as they come.
           max_new_tokens: the longest answer.
           sampling: greedy by default; `Sampling(temperature=0.7, seed=1)` draws.
+          lookup: `Lookup()` guesses ahead from prompt and answer: faster where they repeat, the same answer.
           **sample: `videos`, `longest_edge`, `split`, … of `Processor.__call__`.
 
         Raises:
@@ -141,8 +168,9 @@ class VLM:
         batch = self.prepare(prompt=prompt, images=images, **sample)
         if stream:
             self.generator.check(batch.arrays(), max_new_tokens)
-            return self.stream_text(batch, max_new_tokens, sampling)
-        return self.text_of(self.generator.generate(batch.arrays(), max_new_tokens, sampling)[0])
+            return self.stream_text(batch, max_new_tokens, sampling, lookup=lookup)
+        found = self.generator.generate(batch.arrays(), max_new_tokens, sampling, lookup=lookup)
+        return self.text_of(found[0])
 
     def generate_batch(
         self,
@@ -169,10 +197,14 @@ class VLM:
         sampling: Sampling | None = None,
         timings: Timings | None = None,
         collected: list[np.ndarray] | None = None,
+        lookup: Lookup | None = None,
     ) -> Iterator[str]:
         """Yields pieces of text of a one-row batch; appends the raw token chunks to `collected`."""
         decoder = self.require_processor().tokenizer.incremental()
-        for chunk in self.generator.stream(batch.arrays(), max_new_tokens, sampling, timings=timings):
+        chunks = self.generator.stream(
+            batch.arrays(), max_new_tokens, sampling, timings=timings, lookup=lookup
+        )
+        for chunk in chunks:
             if collected is not None:
                 collected.append(chunk)
             for token in chunk[0].tolist():
@@ -195,7 +227,7 @@ class VLM:
         if "pixel_values" in arrays:
             inputs["image_features"] = self.generator.encode_images(arrays)
             inputs["tile_mask"] = arrays["tile_mask"]
-        return np.asarray(self._scores(self.params, inputs))
+        return np.asarray(self._scores(self.packed, inputs))
 
     @cached_property
     def _scores(self) -> Callable[[Any, Any], jax.Array]:

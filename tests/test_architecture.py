@@ -32,6 +32,7 @@ ALLOWED = {
     "analysis": {"errors", "config", "nn", "processing", "generation", "vlm", "evaluation", "training"},
     "interop": {"errors", "config", "nn"},
     "platform": set(),
+    "bench": {"errors", "paths", "convert", "generation", "hub", "models", "untrained"},
     "plan": {"errors", "config", "ops", "nn", "generation", "data", "training"},
     "cli": {
         "errors",
@@ -56,6 +57,7 @@ ALLOWED = {
         "evaluation",
         "platform",
         "plan",
+        "bench",
     },
     "__main__": {"cli"},
 }
@@ -72,6 +74,7 @@ LAZY = {
     "array_record",
     "tensorboardX",
     "matplotlib",
+    "xllamacpp",
 }
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from experiments.benchmarks.memory import peak_bytes
+from smoljax.bench.memory import peak_bytes
 
 
 def timed_steps(step: Callable[[], float], count: int) -> dict[str, Any]:

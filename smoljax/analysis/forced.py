@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from smoljax.analysis.changes import CHANGES
 from smoljax.config import SmolVLMConfig
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.smolvlm import SmolVLM, apply
 from smoljax.training.objectives.next_token import shift
 
 
@@ -80,7 +80,7 @@ def _program(
         given = {**batch, "attention_mask": batch["segment_ids"] > 0}
         return model.logits(model.decode(given, features)[1])
 
-    logits: Any = SmolVLM(config).apply({"params": params}, method=run)  # type: ignore[arg-type]
+    logits = apply(config, params, method=run)
     targets, learned = shift(batch["input_ids"], batch["loss_mask"], batch["positions"])
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - picked

@@ -84,6 +84,15 @@ DtypeOption = Annotated[
         show_default="float32 on CPU, else bfloat16",
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="float32|bfloat16|int8|int4",
+        help="How weights are kept; int8 and int4 round them.",
+        show_default="as stored where quantised, else as --dtype",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

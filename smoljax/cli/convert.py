@@ -1,11 +1,12 @@
 """`smoljax convert`, `smoljax fetch` and `smoljax init`: commands that make a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from smoljax.cli import common
+from smoljax.errors import UsageError
 
 
 def convert(
@@ -19,6 +20,14 @@ def convert(
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="float32|bfloat16", help="What to store.", show_default="as in SRC")
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8|int4",
+            help="Round the matrices: a quarter or a sixth of the memory (docs/speed.md).",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -36,10 +45,13 @@ def convert(
     """
     from smoljax.convert.convert import convert as run
     from smoljax.models import resolve
+    from smoljax.nn.quantised import Quantisation
 
     source = resolve(src)
     known_base = None if base is None else resolve(base)
-    summary = run(source, dst, to, dtype, known_base, resolve=resolve)  # type: ignore[arg-type]
+    if quantize not in (None, *get_args(Quantisation)):
+        raise UsageError(f"--quantize is {quantize!r}; it must be {' or '.join(get_args(Quantisation))}")
+    summary = run(source, dst, to, dtype, known_base, quantise=quantize, resolve=resolve)  # type: ignore[arg-type]
     if json:
         common.print_json(summary.to_dict())
         return

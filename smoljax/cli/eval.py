@@ -69,6 +69,7 @@ def evaluate(
     longest_edge: common.LongestEdgeOption = None,
     no_split: common.NoSplitOption = False,
     dtype: common.DtypeOption = None,
+    weights: common.WeightsOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Measure a model on data: every figure with its 95 % interval.
@@ -97,7 +98,7 @@ def evaluate(
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError(f"{predictions}: the folder {predictions.parent} does not exist")
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype)
+    vlm = load(model, dtype=dtype, weights=weights)  # type: ignore[arg-type]
     started = time.perf_counter()
     with _bar(task) as progress:
         result = run(

@@ -23,25 +23,31 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed gives the same answer.")] = 0,
+    lookup: Annotated[
+        bool,
+        typer.Option("--lookup", help="Guess ahead from prompt and answer: the same words, sooner."),
+    ] = False,
     dtype: common.DtypeOption = None,
+    weights: common.WeightsOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Answer a prompt about pictures, a video, or text alone.
 
     Example: `smoljax generate -m SmolVLM-256M-Instruct -i photo.jpg -p 'What is on the table?'`
     """
-    from smoljax.generation.options import Sampling, Timings
+    from smoljax.generation.options import Lookup, Sampling, Timings
     from smoljax.models import enable_compilation_cache, load
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype, background=True)
+    vlm = load(model, dtype=dtype, background=True, weights=weights)  # type: ignore[arg-type]
     started = time.perf_counter()
     batch = vlm.prepare(**sample)
     preprocess_s = time.perf_counter() - started
     timings, chunks = Timings(), []
     pieces: list[str] = []
-    for piece in vlm.stream_text(batch, max_new_tokens, sampling, timings, chunks):
+    ahead = Lookup() if lookup else None
+    for piece in vlm.stream_text(batch, max_new_tokens, sampling, timings, chunks, ahead):
         pieces.append(piece)
         if not json:
             sys.stdout.write(piece)
@@ -72,6 +78,7 @@ def generate(
             "prefill_s": round(timings.prefill_s, 4),
             "decode_s": round(timings.decode_s, 4),
             "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
+            "passes": timings.passes,
         },
     }
     common.print_json(result)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smoljax.cli import convert, embed, eval, generate, ground, inspect, plan, preprocess, train
+from smoljax.cli import bench, convert, embed, eval, generate, ground, inspect, plan, preprocess, train
 from smoljax.errors import SmoljaxError
 from smoljax.platform import skip_absent_tpu
 
@@ -34,6 +34,7 @@ app.command("logits", rich_help_panel="Run")(preprocess.logits)
 app.command("train", rich_help_panel="Train and measure")(train.train)
 app.command("plan", rich_help_panel="Train and measure")(plan.plan)
 app.command("eval", rich_help_panel="Train and measure")(eval.evaluate)
+app.command("bench", rich_help_panel="Train and measure")(bench.bench)
 app.command("models", rich_help_panel="Models")(inspect.models)
 app.command("inspect", rich_help_panel="Models")(inspect.inspect)
 app.command("fetch", rich_help_panel="Models")(convert.fetch)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from smoljax.config import SmolVLMConfig
+from smoljax.nn.quantised import Quantisation, kind_of
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,10 @@ class Checkpoint:
 
     Attributes:
       config: the architecture.
-      params: nested dict of NumPy arrays (float32, float16 or ml_dtypes bfloat16) with the paths of
-        docs/architecture.md, one sub-tree a layer (`layers_0`, `layers_1`, …; not stacked). Arrays may be
-        read-only and may be views (of a memory-mapped file, or transposed).
+      params: nested dict of NumPy arrays (float32, float16 or ml_dtypes bfloat16; quantised ones as
+        `smoljax.nn.quantised.quantise` makes them) with the paths of docs/architecture.md, one sub-tree a layer
+        (`layers_0`, `layers_1`, …; not stacked). Arrays may be read-only and may be views (of a memory-mapped
+        file, or transposed).
       files: small files by name, verbatim: `tokenizer.json`, `config.json`, `preprocessor_config.json`, ….
       notes: what a reader had to infer or drop, one sentence each.
       source: where it came from, for messages and metadata.
@@ -52,8 +54,15 @@ class Checkpoint:
         return sum(leaf.size * leaf.dtype.itemsize for _, leaf in iterate_leaves(self.params))
 
     @property
+    def quantised(self) -> Quantisation | None:
+        """How its matrices are quantised; None for plain weights."""
+        return kind_of(self.params)
+
+    @property
     def dtype(self) -> str:
-        """The dtype of the weights ("float32", "bfloat16", …), or "mixed"."""
+        """The dtype of the weights ("float32", "bfloat16", …), "int8" or "int4", or "mixed"."""
+        if (kind := self.quantised) is not None:
+            return kind
         kinds = {str(leaf.dtype) for _, leaf in iterate_leaves(self.params)}
         return kinds.pop() if len(kinds) == 1 else "mixed"
 

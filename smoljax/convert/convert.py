@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.quantised import Quantisation
+from smoljax.nn.quantised import quantise as round_weights
 
 Kind = Literal["native", "lora", "hf", "gguf"]
 
@@ -57,6 +59,7 @@ def load_checkpoint(
     base: str | Path | None = None,
     *,
     resolve: Callable[[str], Path] | None = None,
+    quantised: bool = False,
 ) -> Checkpoint:
     """Reads a checkpoint of any kind.
 
@@ -65,6 +68,7 @@ def load_checkpoint(
       dtype: "float32" or "bfloat16" casts the weights; None keeps what is stored.
       base: for a LoRA folder, the model it belongs to; None takes the one its config names.
       resolve: for a LoRA folder, finds a base that its config names by something else than a folder here.
+      quantised: take a native folder's quantised weights too; otherwise they are refused.
 
     Raises:
       SmoljaxError: as the reader of that kind says.
@@ -75,7 +79,7 @@ def load_checkpoint(
     if kind == "native":
         from smoljax.convert.native import load_native
 
-        return load_native(path, dtype)
+        return load_native(path, dtype, quantised=quantised)
     if kind == "lora":
         from smoljax.convert.lora import merge_lora
 
@@ -144,6 +148,19 @@ def with_dtype(checkpoint: Checkpoint, dtype: str | None) -> Checkpoint:
     return dataclasses.replace(checkpoint, params=params)
 
 
+def quantised(checkpoint: Checkpoint, kind: Quantisation | None) -> Checkpoint:
+    """The same checkpoint with its matrices rounded; None leaves them."""
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    if kind is None:
+        return checkpoint
+    params = jax.tree.map(np.asarray, round_weights(checkpoint.params, kind))
+    return dataclasses.replace(checkpoint, params=params)
+
+
 def convert(
     src: str | Path,
     dst: str | Path,
@@ -151,6 +168,7 @@ def convert(
     dtype: str | None = None,
     base: str | Path | None = None,
     *,
+    quantise: Quantisation | None = None,
     resolve: Callable[[str], Path] | None = None,
 ) -> Summary:
     """Converts a checkpoint of any kind into a new folder.
@@ -161,9 +179,11 @@ def convert(
       to: "native", or "hf" for the reference's layout; None is "hf" from a native folder, else "native".
       dtype: what to store; None keeps what is stored.
       base: for a LoRA folder, the model it belongs to.
+      quantise: round the matrices to "int8" or "int4" (`smoljax.nn.quantised`); native only.
       resolve: see `load_checkpoint`.
 
     Raises:
+      UsageError: quantised weights in the reference's layout.
       SmoljaxError: the source is not sound or the destination not empty; nothing is written then.
     """
     from smoljax.convert.hf import check_dtype, save_hf
@@ -175,9 +195,13 @@ def convert(
     check_dtype(dtype)
     kind = kind_of(src)
     check_free(Path(dst))
-    target: Literal["native", "hf"] = to or ("hf" if kind == "native" else "native")
+    if quantise is not None and to == "hf":
+        raise UsageError("the reference has no layout for these quantised weights; leave out to hf")
+    target: Literal["native", "hf"] = to or ("hf" if kind == "native" and not quantise else "native")
     checkpoint = load_checkpoint(src, dtype, base, resolve=resolve)
-    written = save_native(checkpoint, dst) if target == "native" else save_hf(checkpoint, dst)
+    written = (
+        save_native(quantised(checkpoint, quantise), dst) if target == "native" else save_hf(checkpoint, dst)
+    )
     return Summary(
         source_kind=kind,
         to=target,
@@ -185,6 +209,6 @@ def convert(
         tensors=checkpoint.num_tensors,
         parameters=checkpoint.num_parameters,
         bytes=written,
-        dtype=checkpoint.dtype,
+        dtype=quantise or checkpoint.dtype,
         notes=checkpoint.notes,
     )

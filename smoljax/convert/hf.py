@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -17,6 +18,7 @@ from smoljax.convert.stored_names import read_canonical
 from smoljax.convert.tensor_files import all_finite, cast, find_weights, open_weights, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.quantised import Quantisation
 from smoljax.processing.config import PROCESSOR_FILES
 from smoljax.sharing import RELEASED
 
@@ -193,7 +195,8 @@ def save_hf(
     text_only = checkpoint.config.vision is None
     _check_prompt(checkpoint)
     entries = names.expand(checkpoint.config)
-    leaves = checked_leaves(checkpoint, entries)
+    wanted = {entry.ours: jax.ShapeDtypeStruct(entry.our_shape, np.float32) for entry in entries}
+    leaves = checked_leaves(checkpoint, wanted)
     stored = {
         names.file_name(entry.torch, text_only=text_only): (entry, _storage_dtype(leaves[entry.ours], dtype))
         for entry in entries
@@ -233,18 +236,18 @@ def _storage_dtype(array: Any, dtype: str | None) -> np.dtype[Any]:
     return np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
 
 
-def checked_leaves(checkpoint: Checkpoint, entries: list[names.Entry]) -> dict[str, Any]:
-    """Params by path, unstacked, after the strict comparison with the table and the NaN check."""
+def checked_leaves(
+    checkpoint: Checkpoint, wanted: Mapping[str, Any], kind: Quantisation | None = None
+) -> dict[str, Any]:
+    """Params by path, unstacked, after the strict comparison with the tree of wanted shapes and the NaN check."""
     from smoljax.nn.stacking import unstack_layers
 
     leaves: dict[str, Any] = dict(iterate_leaves(unstack_layers(checkpoint.params)))
     where = checkpoint.source or "params"
-    names.check_same(
-        {entry.ours: entry.our_shape for entry in entries},
-        {path: tuple(leaf.shape) for path, leaf in leaves.items()},
-        where,
-    )
-    if odd := [f"{path} ({leaf.dtype})" for path, leaf in leaves.items() if str(leaf.dtype) not in DTYPES]:
+    shapes = {path: tuple(leaf.shape) for path, leaf in iterate_leaves(wanted)}
+    names.check_same(shapes, {path: tuple(leaf.shape) for path, leaf in leaves.items()}, where)
+    known = DTYPES if kind is None else (*DTYPES, "int8", "uint8")
+    if odd := [f"{path} ({leaf.dtype})" for path, leaf in leaves.items() if str(leaf.dtype) not in known]:
         raise SmoljaxError(f"{where}: not one of {', '.join(DTYPES)}: {', '.join(odd)}")
     if bad := [path for path, leaf in leaves.items() if not all_finite(np.asarray(leaf))]:
         raise SmoljaxError(f"{where}: NaN or infinite values in {len(bad)} tensor(s): {', '.join(bad)}")

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -25,9 +25,11 @@ from smoljax.convert.mapped_zarr import map_array
 from smoljax.convert.tensor_files import cast, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError
+from smoljax.nn.quantised import Quantisation, quantise
 from smoljax.nn.stacking import stack_layers, unstack_layers
 
-FORMAT_VERSION = 1
+#: 2 where the weights are quantised, else 1.
+FORMAT_VERSIONS = (1, 2)
 METADATA_FILE = "smoljax.json"
 PARAMS_FOLDER = "params"
 FILES_FOLDER = "processor"
@@ -41,7 +43,7 @@ def save_native(
     Args:
       checkpoint: params in any layout, NumPy or jax arrays.
       folder: must not exist, or be empty.
-      dtype: what to store; None keeps each array's own.
+      dtype: what to store; None keeps each array's own. Quantised weights keep theirs.
       scan_layers: stack the layers on disk (fewer, larger arrays: faster to read). Either layout loads.
 
     Returns:
@@ -52,11 +54,11 @@ def save_native(
         empty. Nothing is written then.
     """
     check_dtype(dtype)
-    entries = names.stored_entries(checkpoint.config)
-    leaves = checked_leaves(checkpoint, entries)
+    kind = checkpoint.quantised
+    leaves = checked_leaves(checkpoint, _stored_shapes(checkpoint.config, kind), kind)
     params: dict[str, Any] = {}
-    for entry in entries:
-        set_leaf(params, entry.ours, cast(np.asarray(leaves[entry.ours]), dtype))
+    for path, leaf in leaves.items():
+        set_leaf(params, path, cast(np.asarray(leaf), None if kind else dtype))
     tree = stack_layers(params) if scan_layers else params
     written = Checkpoint(checkpoint.config, params)
     with write_aside(Path(folder)) as scratch:
@@ -66,11 +68,12 @@ def save_native(
         with _quiet():
             _checkpointer().save(scratch / PARAMS_FOLDER, args=_args().PyTreeSave(tree))
         metadata = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS[kind is not None],
             "smoljax_version": smoljax.__version__,
             "config": {key: value for key, value in to_dict(checkpoint.config).items() if key != "compute"},
             "layout": {"scan_layers": scan_layers},
             "dtype": written.dtype,
+            "quantised": kind,
             "tensors": written.num_tensors,
             "parameters": written.num_parameters,
             "bytes": written.num_bytes,
@@ -83,26 +86,35 @@ def save_native(
     return written.num_bytes
 
 
-def load_native(folder: str | Path, dtype: str | None = None, *, verify: bool = True) -> Checkpoint:
+def load_native(
+    folder: str | Path, dtype: str | None = None, *, verify: bool = True, quantised: bool = False
+) -> Checkpoint:
     """Reads a native folder of either layout, always into the unstacked one and a default `compute`.
 
     Args:
       folder: what `save_native` wrote.
       dtype: "float32" or "bfloat16" casts; None keeps what is stored.
       verify: check the CRC-32 of every file (0.2 s a gigabyte). Sizes are checked always.
+      quantised: take quantised weights too, as they are; otherwise they are refused.
 
     Raises:
-      SmoljaxError: no native folder, a format version this release does not know, or anything in it that is
+      SmoljaxError: quantised weights where plain ones are wanted;
+        no native folder, a format version this release does not know, or anything in it that is
         missing, cut short or does not fit.
     """
     check_dtype(dtype)
     folder = Path(folder)
     metadata = read_metadata(folder)
-    config = _config(folder, metadata)
+    config, kind = _config(folder, metadata), metadata.get("quantised")
+    if kind is not None and not quantised:
+        raise SmoljaxError(
+            f"{folder}: its weights are {kind}: they answer and are measured, but are neither trained nor converted; "
+            "take the checkpoint that it was made from"
+        )
     if wrong := first_difference(folder, metadata["files"], content=verify):
         raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
-    params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"])))
-    if dtype is not None:
+    params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"]), kind))
+    if dtype is not None and kind is None:
         params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
     return dataclasses.replace(open_native(folder), params=params)
 
@@ -138,10 +150,11 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise SmoljaxError(f"{folder}: no {METADATA_FILE}, so no native checkpoint")
     metadata = read_json(folder / METADATA_FILE)
     version = metadata.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
         raise SmoljaxError(
             f"{folder}: native format {version!r}, written by smoljax {metadata.get('smoljax_version', '?')};"
-            f" this is smoljax {smoljax.__version__}, which reads format {FORMAT_VERSION}: convert it again"
+            f" this is smoljax {smoljax.__version__}, which reads formats "
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}: convert it again"
         )
     layout = metadata.get("layout")
     files = metadata.get("files")
@@ -152,6 +165,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         and isinstance(layout.get("scan_layers"), bool)
         and isinstance(files, dict)
         and all(isinstance(row, list) and len(row) == 2 for row in files.values())
+        and metadata.get("quantised") in (None, *get_args(Quantisation))
     )
     if not whole:
         raise SmoljaxError(f"{folder}: damaged: {METADATA_FILE} is incomplete; convert it again")
@@ -167,11 +181,19 @@ def _config(folder: Path, metadata: dict[str, Any]) -> SmolVLMConfig:
         raise SmoljaxError(f"{folder / METADATA_FILE}: {error}") from error
 
 
-def _restore(folder: Path, config: SmolVLMConfig, scan_layers: bool) -> dict[str, Any]:
-    """The stored tree: mapped where that is possible, else read by Orbax."""
-    wanted: dict[str, Any] = {}
+def _stored_shapes(config: SmolVLMConfig, kind: Quantisation | None) -> dict[str, Any]:
+    """The tree of a native folder, unstacked, in shapes."""
+    plain: dict[str, Any] = {}
     for entry in names.stored_entries(config):
-        set_leaf(wanted, entry.ours, jax.ShapeDtypeStruct(entry.our_shape, np.float32))
+        set_leaf(plain, entry.ours, jax.ShapeDtypeStruct(entry.our_shape, np.float32))
+    return plain if kind is None else jax.eval_shape(lambda params: quantise(params, kind), plain)
+
+
+def _restore(
+    folder: Path, config: SmolVLMConfig, scan_layers: bool, kind: Quantisation | None
+) -> dict[str, Any]:
+    """The stored tree: mapped where that is possible, else read by Orbax."""
+    wanted = _stored_shapes(config, kind)
     tree = stack_layers(wanted) if scan_layers else wanted
     try:
         found = _mapped(folder / PARAMS_FOLDER, tree)

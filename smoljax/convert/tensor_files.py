@@ -162,7 +162,9 @@ _CHUNK = 1 << 22
 
 
 def all_finite(array: np.ndarray) -> bool:
-    """Whether no element is NaN or infinite; float32, bfloat16 or float16, any memory order."""
+    """Whether no element is NaN or infinite; float32, bfloat16, float16 or whole numbers, any memory order."""
+    if array.dtype.kind in "iu":
+        return True
     bits, mask = _EXPONENT[str(array.dtype)]
     flat = (array if array.flags.c_contiguous else array.T).reshape(-1).view(bits)
     mask = bits(mask)

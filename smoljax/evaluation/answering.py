@@ -91,7 +91,7 @@ class Answerer:
             tiles = _power_below(
                 _PATCHES_AT_ONCE // (config.vision.image_size // config.vision.patch_size) ** 2
             )
-        self._images = Generator(config, vlm.params, processor.stop_ids, processor.pad_id, tiles)
+        self._images = Generator(config, vlm.packed, processor.stop_ids, processor.pad_id, tiles)
         width = jnp.dtype(config.compute.dtype).itemsize
         text = config.text
         self._token_bytes = 2 * text.num_layers * text.num_kv_heads * text.head_dim * width
@@ -210,7 +210,7 @@ class Answerer:
         places = (batch["input_ids"] == config.image_token_id).sum()
         if config.vision is not None and places != sum(tiles) * config.image_seq_len:
             raise SmoljaxError("the processor's image tokens are not as many as the model's features")
-        return programs.read_trunk(config, self.vlm.params, batch), slots
+        return programs.read_trunk(config, self.vlm.packed, batch), slots
 
     def _batches(self, rows: list[_Row], slots: int) -> Iterator[list[_Row]]:
         by_length: dict[int, list[_Row]] = defaultdict(list)
@@ -234,7 +234,7 @@ class Answerer:
         batch = self._padded(rests, size, length)
         ends = np.asarray(self._images.stop_ids, np.int32), np.int32(self._images.pad_id)
         tokens, finite = programs.answer(
-            self.vlm.config, self.max_new_tokens, self.vlm.params, cache, rows, batch, *ends
+            self.vlm.config, self.max_new_tokens, self.vlm.packed, cache, rows, batch, *ends
         )
         if not bool(finite):
             raise SmoljaxError(

@@ -13,10 +13,11 @@ import numpy as np
 
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.generation import lookup as guessing
 from smoljax.generation import programs
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
-from smoljax.generation.options import Generation, Sampling, Timings
-from smoljax.nn.smolvlm import abstract_params, picture_params
+from smoljax.generation.options import Generation, Lookup, Sampling, Timings
+from smoljax.nn.smolvlm import Weights, picture_params, stored_params
 
 
 @dataclass
@@ -26,11 +27,12 @@ class Generator:
     Attributes:
       config: the model.
       params: its parameters, on the device, in the layout of `config.compute.scan_layers`; or a Future of
-        them, in the compute dtype, so that programs are compiled while the weights are read.
+        them, so that programs are compiled while the weights are read.
       stop_ids: tokens that end an answer (from the checkpoint).
       pad_id: fills rows that ended earlier than others.
       tile_batch: tiles that go through the patch encoder together; bounds its memory. By default 1 on a CPU,
         where one tile fills the machine, and 8 elsewhere.
+      kept: how parameters that are still being read are kept; None: in the compute dtype.
     """
 
     config: SmolVLMConfig
@@ -38,6 +40,7 @@ class Generator:
     stop_ids: tuple[int, ...]
     pad_id: int
     tile_batch: int | None = None
+    kept: Weights | None = None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
     _states: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
@@ -53,6 +56,7 @@ class Generator:
         sampling: Sampling | None = None,
         stride: int = 1,
         timings: Timings | None = None,
+        lookup: Lookup | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields new tokens [B, n] as they come, at most `stride` at a time; `pad_id` for finished rows.
 
@@ -62,13 +66,17 @@ class Generator:
           sampling: greedy by default.
           stride: tokens between two looks; larger is a little faster.
           timings: filled while the answer is made.
+          lookup: guess ahead; only greedily, and without a repetition penalty.
 
         Raises:
-          UsageError: nothing to read, or more tokens than the model has positions.
+          UsageError: nothing to read, more tokens than the model has positions, or guesses where tokens are drawn.
           SmoljaxError: the scores are not numbers (broken weights).
         """
         self.check(batch, max_new_tokens)
-        return self._run(batch, max_new_tokens, sampling or Sampling(), stride, timings or Timings())
+        sampling = sampling or Sampling()
+        if lookup is not None and (sampling.temperature > 0 or sampling.repetition_penalty != 1.0):
+            raise UsageError("guessing ahead gives the greedy answer: no temperature, no repetition penalty")
+        return self._run(batch, max_new_tokens, sampling, stride, timings or Timings(), lookup)
 
     def check(self, batch: Mapping[str, np.ndarray], max_new_tokens: int = 1) -> None:
         """Raises UsageError for a batch that cannot be answered (see `stream`)."""
@@ -94,9 +102,10 @@ class Generator:
         sampling: Sampling,
         stride: int,
         timings: Timings,
+        lookup: Lookup | None,
     ) -> Iterator[np.ndarray]:
         controls = self._controls(sampling)
-        run = self.compile(batch, max_new_tokens, sampling, timings)
+        run = self.compile(batch, max_new_tokens, sampling, timings, lookup)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
         state = run.prefill(self.weights, padded, controls)
@@ -105,15 +114,18 @@ class Generator:
         _check_finite(state)
         yield tokens
         produced = 1
+        if run.begin is not None:
+            state = run.begin(state, {key: padded[key] for key in ("input_ids", "attention_mask")})
         while produced < max_new_tokens and not bool(state.done.all()):
             target = jnp.int32(min(produced + stride, max_new_tokens))
             assert run.decode is not None
             started = time.perf_counter()
             state = run.decode(self.weights, state, target, controls)
-            reached = int(state.step)
+            reached = _reached(state)
             tokens = np.asarray(state.tokens)[:, produced:reached]
             timings.decode_s += time.perf_counter() - started
             timings.decode_steps += reached - produced
+            timings.passes = int(getattr(state, "passes", timings.decode_steps))
             produced = reached
             _check_finite(state)
             yield tokens
@@ -124,10 +136,13 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
+        lookup: Lookup | None = None,
     ) -> list[Generation]:
         """The whole answer of every row; arguments and errors as for `stream`."""
         return self.collect(
-            self.stream(batch, max_new_tokens, sampling, stride=max_new_tokens, timings=timings)
+            self.stream(
+                batch, max_new_tokens, sampling, stride=max_new_tokens, timings=timings, lookup=lookup
+            )
         )
 
     def collect(self, chunks: Iterable[np.ndarray]) -> list[Generation]:
@@ -145,6 +160,7 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
+        lookup: Lookup | None = None,
     ) -> "Compiled":
         """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
 
@@ -169,18 +185,28 @@ class Generator:
             shapes["tile_mask"] = jax.ShapeDtypeStruct((B, room), jnp.bool_)
         room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS, self.config.text.max_positions)
         controls = jax.eval_shape(lambda: self._controls(sampling))
-        function = partial(programs.prefill, self.config, *static, room)
+        ahead = 0 if lookup is None else lookup.guesses
+        function = partial(programs.prefill, self.config, *static, room, ahead)
         args = (self.weight_shapes, shapes, controls)
-        prefill = self._program("prefill", (*static, room), function, args, timings)
-        decode = None
+        prefill = self._program("prefill", (*static, room, ahead), function, args, timings)
+        begin = decode = None
         if max_new_tokens > 1:
             # Its state is the prefill's result; tracing that anew for every request would cost as much as a token.
             if prefill not in self._states:
                 self._states[prefill] = jax.eval_shape(function, *args)
-            args = (self.weight_shapes, self._states[prefill], jax.ShapeDtypeStruct((), jnp.int32), controls)
-            function = partial(programs.decode, self.config, *static)
-            decode = self._program("decode", static, function, args, timings, donate=(1,))
-        return Compiled(vision, prefill, decode)
+            state = self._states[prefill]
+            function, static, name = partial(programs.decode, self.config, *static), static, "decode"
+            if lookup is not None:
+                prompt = {key: shapes[key] for key in ("input_ids", "attention_mask")}
+                begin = self._program(
+                    "begin", (room, ahead), guessing.start, (state, prompt), timings, donate=(0,)
+                )
+                state = jax.eval_shape(guessing.start, state, prompt)
+                static, name = (lookup.guesses, lookup.ngram), "lookup"
+                function = partial(guessing.decode, self.config, *static)
+            args = (self.weight_shapes, state, jax.ShapeDtypeStruct((), jnp.int32), controls)
+            decode = self._program(name, static, function, args, timings, donate=(1,))
+        return Compiled(vision, prefill, decode, begin)
 
     def encode_images(
         self,
@@ -247,10 +273,7 @@ class Generator:
         """The parameters' shapes and dtypes, known before the weights are there."""
         if not isinstance(self.params, Future):
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
-        dtype = jnp.dtype(self.config.compute.dtype)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), abstract_params(self.config)
-        )
+        return stored_params(self.config, self.kept or self.config.compute.dtype)
 
     @property
     def _tiles_at_once(self) -> int:
@@ -329,14 +352,26 @@ class Generator:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The programs of one batch: `vision` only with pictures, `decode` only for more than one token."""
+    """The programs of one batch: `vision` only with pictures, `decode` only for more than one token.
+
+    `begin` takes a prefill's state to what guessing ahead carries.
+    """
 
     vision: Callable[..., Any] | None
     prefill: Callable[..., Any]
     decode: Callable[..., Any] | None
+    begin: Callable[..., Any] | None = None
 
 
-def _check_finite(state: programs.DecodeState) -> None:
+def _reached(state: Any) -> int:
+    """How many tokens every running row has; where none runs, what the longest has."""
+    if isinstance(state, programs.DecodeState):
+        return int(state.step)
+    counts, done = np.asarray(state.counts), np.asarray(state.done)
+    return int(counts.max() if done.all() else counts[~done].min())
+
+
+def _check_finite(state: Any) -> None:
     if not bool(state.finite):
         raise SmoljaxError(
             "the model's scores are not finite numbers: weights or pictures hold NaN or infinity"

@@ -38,15 +38,37 @@ class Sampling:
             raise UsageError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """Guessing ahead from what was said before (`smoljax.generation.lookup`); the answer stays the same.
+
+    Attributes:
+      guesses: tokens fed ahead in one pass.
+      ngram: how many last tokens must have been said before.
+    """
+
+    guesses: int = 8
+    ngram: int = 3
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range."""
+        if self.guesses < 1 or self.ngram < 1:
+            raise UsageError(f"guesses {self.guesses} and ngram {self.ngram} must be at least 1")
+
+
 @dataclass
 class Timings:
-    """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there."""
+    """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there.
+
+    `decode_steps` counts the tokens of a row after its first, `passes` the passes through the model that made them.
+    """
 
     compile_s: float = 0.0
     vision_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     decode_steps: int = 0
+    passes: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:

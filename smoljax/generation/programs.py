@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from smoljax.config import SmolVLMConfig
 from smoljax.generation.options import Sampling
 from smoljax.nn.cache import KVCache, init_cache
-from smoljax.nn.smolvlm import SmolVLM, forward
+from smoljax.nn.smolvlm import SmolVLM, apply, forward
 from smoljax.ops import sampling
 
 
@@ -81,10 +81,7 @@ def encode_tiles(
     pixel_attention_mask: Bool[Array, "X h w"] | None,
 ) -> Float[Array, "X Q D"]:
     """Image tokens of X tiles."""
-    features, _ = SmolVLM(config).apply(
-        {"params": params}, pixel_values, pixel_attention_mask, method=SmolVLM.encode_images
-    )
-    return features
+    return apply(config, params, pixel_values, pixel_attention_mask, method=SmolVLM.encode_images)[0]
 
 
 def prefill(
@@ -92,16 +89,19 @@ def prefill(
     sampled: bool,
     penalised: bool,
     max_new_tokens: int,
+    ahead: int,
     params: Any,
     batch: dict[str, Array],
     controls: Controls,
 ) -> DecodeState:
     """Reads the prompt [B, T], left-padded, and chooses the first token of every row.
 
-    Logits are computed at the last position only. `sampled`, `penalised` and `max_new_tokens` are static.
+    Logits are computed at the last position only. `sampled`, `penalised`, `max_new_tokens` and `ahead`, more slots of
+    the cache for guesses, are static.
     """
     B, T = batch["input_ids"].shape
-    cache = init_cache(config.text, config.compute, B, T + max_new_tokens, config.sharing.image_attention)
+    room = T + max_new_tokens + ahead
+    cache = init_cache(config.text, config.compute, B, room, config.sharing.image_attention)
     out = forward(config, params, batch, cache, "last")
     seen = jnp.zeros((B, config.text.vocab_size if penalised else 0), bool)
     if penalised:

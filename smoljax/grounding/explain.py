@@ -104,7 +104,7 @@ def relevances(
     _check(answers, targets, rows)
     vlm.generator.check(batch, max(len(answer) for answer in answers))
     inputs = _inputs(vlm, batch, answers, targets)
-    found = _decoder_pass(config, vlm.params, inputs)
+    found = _decoder_pass(config, vlm.packed, inputs)
     if not np.isfinite(found.scores).all():
         raise SmoljaxError(
             "the model's scores are not finite numbers: weights or pictures hold NaN or infinity"
@@ -117,7 +117,7 @@ def relevances(
     side = round(config.image_seq_len**0.5)
     tiles = [values.reshape(-1, side, side) for values in seats] if any(counts) else None
     if patches and tiles is not None:
-        tiles = _through_vision(config, vlm.params, batch, inputs, found, seats)
+        tiles = _through_vision(config, vlm.packed, batch, inputs, found, seats)
     return [
         Relevance(
             log_odds=float(found.scores[b]),

@@ -16,7 +16,8 @@ from smoljax.config import SmolVLMConfig
 from smoljax.grounding.layers import Layer, compiled, layer_programs
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.linear import RMSNorm
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.packed import reading_weights
+from smoljax.nn.smolvlm import SmolVLM, apply
 
 
 def layer_params(part: Any, index: int) -> dict[str, Any]:
@@ -29,8 +30,9 @@ def layer_params(part: Any, index: int) -> dict[str, Any]:
 @compiled
 def embed(config: SmolVLMConfig, params: Any, batch: dict[str, Array]) -> Float[Array, "B T D"]:
     """The decoder's input: words and image tokens in one sequence."""
-    x = SmolVLM(config).apply(
-        {"params": {"embedding": params["embedding"]}},
+    x = apply(
+        config,
+        {"embedding": params["embedding"]},
         batch["input_ids"],
         batch.get("image_features"),
         batch.get("tile_mask"),
@@ -66,11 +68,7 @@ def score_gradient(
     def score(x: Array) -> tuple[Array, Array]:
         seats = jnp.take_along_axis(x, places[:, :, None], axis=1)
         hidden = RMSNorm(config.text.rms_norm_eps).apply({"params": params["decoder"]["final_norm"]}, seats)
-        logits = jnp.asarray(
-            SmolVLM(config).apply(
-                {"params": {"embedding": params["embedding"]}}, hidden, method=SmolVLM.logits
-            )
-        )
+        logits = apply(config, {"embedding": params["embedding"]}, hidden, method=SmolVLM.logits)
         ours = jnp.take_along_axis(logits, answers[:, :, None], axis=2)[..., 0]
         is_ours = jnp.arange(logits.shape[-1]) == answers[:, :, None]
         others = jax.nn.logsumexp(jnp.where(is_ours, -jnp.inf, logits), axis=-1)
@@ -99,7 +97,8 @@ def make_decoder_layer(config: SmolVLMConfig, params: Any, mask: Array) -> Layer
     norm = {"scale": jnp.ones((config.text.hidden_size,), jnp.float32)}
 
     def run(x: Array) -> tuple[Array, Array]:
-        out: Any = decoder.apply({"params": {"layers_0": params, "final_norm": norm}}, x, mask)
+        with reading_weights():
+            out: Any = decoder.apply({"params": {"layers_0": params, "final_norm": norm}}, x, mask)
         found = out[2]
         return found["hidden_states"][0], found["attention"][0]
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from smoljax.config import SmolVLMConfig
 from smoljax.grounding.layers import Layer, compiled, layer_programs
 from smoljax.nn.linear import LayerNorm
+from smoljax.nn.packed import reading_weights
 from smoljax.nn.patch_encoder import EncoderLayer, PatchEncoder
-from smoljax.nn.smolvlm import SmolVLM
+from smoljax.nn.smolvlm import SmolVLM, apply
 
 
 @compiled
@@ -30,7 +31,7 @@ def patch_embedding(
         return next_fun(*args, **kwargs)
 
     encoder = PatchEncoder(dataclasses.replace(config.vision, num_layers=0), config.compute)
-    with nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept), reading_weights():
         encoder.apply({"params": params}, pixels)
     return met[0]
 
@@ -59,7 +60,7 @@ def connector_back(
 
     def connect(patches: Array) -> Array:
         own = {name: part for name, part in params.items() if name != "vision"}
-        return jnp.asarray(SmolVLM(config).apply({"params": own}, patches, method=SmolVLM.connect)[0])
+        return jnp.asarray(apply(config, own, patches, method=SmolVLM.connect)[0])
 
     _, back = jax.vjp(connect, normed)
     (dpatches,) = back(gradient)
@@ -78,7 +79,8 @@ def make_encoder_layer(config: SmolVLMConfig, params: Any) -> Layer:
     layer = EncoderLayer(config.vision, config.compute.dtype, capture=("attention",))
 
     def run(x: Array) -> tuple[Array, Array]:
-        out: Any = layer.apply({"params": params}, x, None, None)
+        with reading_weights():
+            out: Any = layer.apply({"params": params}, x, None, None)
         return out[0], out[1]["attention"]
 
     return run

@@ -1,11 +1,42 @@
 """The embedding space shared by word tokens and image patches: table, merge, logits."""
 
+from typing import Any, NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.ops.image_tokens import merge_image_features
+from smoljax.ops.products import bfloat16_product, int8_product
+
+
+class Rows(NamedTuple):
+    """Rows of words [V, D], in floating point or in int8 with a `scale` [V] for each."""
+
+    values: Any
+    scale: Any = None
+
+    def first(self, count: int) -> "Rows":
+        """The first `count` of them."""
+        return Rows(self.values[:count], None if self.scale is None else self.scale[:count])
+
+    def take(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """The rows of some ids."""
+        rows = self.values[ids]
+        return rows if self.scale is None else rows * self.scale[ids][..., None]
+
+    def whole(self) -> Float[Array, "V D"]:
+        """All of them, as numbers."""
+        return self.values if self.scale is None else self.values * self.scale[:, None]
+
+    def scores(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Their products with `x`, float32."""
+        if self.scale is not None:
+            return int8_product(x, self.values, self.scale, transposed=True)
+        if self.values.dtype == jnp.bfloat16 and x.dtype == jnp.float32:
+            return bfloat16_product(x, self.values, transposed=True)
+        return jnp.einsum("...d,vd->...v", x, self.values.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 class SharedEmbedding(nn.Module):
@@ -30,27 +61,34 @@ class SharedEmbedding(nn.Module):
 
     def setup(self) -> None:
         """Declares `table` and, when untied, `head`, both [V, D]; with `own_rows` also `rows` and `head_rows`."""
-        init = nn.initializers.normal(self.features**-0.5)
-        shape = (self.vocab_size, self.features)
-        self.table = self.param("table", init, shape, jnp.float32)
+        self.table = self._rows("table", self.vocab_size)
         if not self.tie:
-            self.head = self.param("head", init, shape, jnp.float32)
+            self.head = self._rows("head", self.vocab_size)
         if self.own_rows is not None:
-            shape = (self.vocab_size - self.own_rows, self.features)
-            self.rows = self.param("rows", init, shape, jnp.float32)
+            own = self.vocab_size - self.own_rows
+            self.rows = self._rows("rows", own)
             if not self.tie:
-                self.head_rows = self.param("head_rows", init, shape, jnp.float32)
+                self.head_rows = self._rows("head_rows", own)
+
+    def _rows(self, name: str, count: int) -> "Rows":
+        """The parameter `name` [count, D], and its "…_scale" where it is quantised (`smoljax.nn.quantised`)."""
+        init = nn.initializers.normal(self.features**-0.5)
+        values = self.param(name, init, (count, self.features), jnp.float32)
+        scale = f"{name}_scale"
+        return Rows(
+            values, self.get_variable("params", scale) if self.has_variable("params", scale) else None
+        )
 
     def words(self) -> Float[Array, "V D"]:
         """The rows that ids are looked up in, float32."""
-        table = self.table
+        table = self.table.whole()
         if self.own_rows is not None:
-            table = jnp.concatenate([table[: self.own_rows], self.rows])
+            table = jnp.concatenate([table[: self.own_rows], self.rows.whole()])
         return self._scaled(table)
 
     def output_table(self) -> Float[Array, "V D"]:
         """The rows that logits are products with, float32."""
-        parts = self._heads()
+        parts = [head.whole() for head in self._heads()]
         return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def __call__(
@@ -63,9 +101,9 @@ class SharedEmbedding(nn.Module):
 
         Without `image_features` an `<image>` id is an ordinary word: decoding never merges.
         """
-        x = self.table[input_ids]
+        x = self.table.take(input_ids)
         if self.own_rows is not None:  # two lookups, so that no step of decoding builds a whole table
-            own = self.rows[jnp.maximum(input_ids - self.own_rows, 0)]
+            own = self.rows.take(jnp.maximum(input_ids - self.own_rows, 0))
             x = jnp.where((input_ids >= self.own_rows)[..., None], own, x)
         x = self._scaled(x).astype(self.dtype)
         if image_features is None:
@@ -86,18 +124,15 @@ class SharedEmbedding(nn.Module):
 
     def logits(self, x: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of every word, float32."""
-        scores = [
-            jnp.einsum("...d,vd->...v", x, head.astype(x.dtype), preferred_element_type=jnp.float32)
-            for head in self._heads()
-        ]
+        scores = [head.scores(x) for head in self._heads()]
         return jnp.concatenate(scores, axis=-1) if len(scores) > 1 else scores[0]
 
-    def _heads(self) -> list[Float[Array, "_ D"]]:
+    def _heads(self) -> list["Rows"]:
         """The output's rows in one piece, or in two where new tokens have their own."""
         head = self.table if self.tie else self.head
         if self.own_rows is None:
             return [head]
-        return [head[: self.own_rows], self.rows if self.tie else self.head_rows]
+        return [head.first(self.own_rows), self.rows if self.tie else self.head_rows]
 
     def _scaled(self, rows: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """The same rows, with their gradient scaled."""

@@ -1,8 +1,8 @@
 """The whole model: patch encoder → connector → shared embedding space → decoder → logits."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -15,10 +15,15 @@ from smoljax.nn.cache import KVCache
 from smoljax.nn.connectors import CONNECTORS, ON_FORGET, make_connector
 from smoljax.nn.decoder import Decoder
 from smoljax.nn.embedding import SharedEmbedding
+from smoljax.nn.packed import pack, reading_weights
 from smoljax.nn.patch_encoder import PatchEncoder
+from smoljax.nn.quantised import Quantisation, quantise
 from smoljax.nn.stacking import unstack_layers
 from smoljax.ops.partition import constrain
 from smoljax.ops.patches import patch_mask
+
+#: How weights are kept for answering (`smoljax.load`).
+Weights = Literal["float32", "bfloat16", "int8", "int4"]
 
 CAPTURES = (
     "embeddings",
@@ -219,8 +224,19 @@ def forward(
     capture: tuple[str, ...] = (),
 ) -> Output:
     """`SmolVLM(config, capture).apply` as a plain function of parameters and batch; see `SmolVLM.__call__`."""
-    out = SmolVLM(config, capture).apply({"params": params}, batch, cache, logits)
-    return cast(Output, out)
+    return cast(Output, apply(config, params, batch, cache, logits, capture=capture))
+
+
+def apply(
+    config: SmolVLMConfig,
+    params: Mapping[str, Any],
+    *args: Any,
+    capture: tuple[str, ...] = (),
+    method: Callable[..., Any] | None = None,
+) -> Any:
+    """A method of the model (by default its call) with its parameters, as they are or quantised."""
+    with reading_weights():
+        return SmolVLM(config, capture).apply({"params": params}, *args, method=method)
 
 
 def init_params(config: SmolVLMConfig, key: Array) -> dict[str, Any]:
@@ -245,6 +261,17 @@ def _abstract_stacked(config: SmolVLMConfig) -> dict[str, Any]:
 
 
 ON_FORGET.append(_abstract_stacked.cache_clear)
+
+
+def stored_params(config: SmolVLMConfig, kept: Weights) -> dict[str, Any]:
+    """The tree of `init_params` as it is kept for answering (`smoljax.nn.packed.pack`), in shapes and dtypes."""
+
+    def stored(params: dict[str, Any]) -> dict[str, Any]:
+        if kept in get_args(Quantisation):
+            return pack(quantise(params, kept))  # type: ignore[arg-type]
+        return pack(jax.tree.map(lambda leaf: leaf.astype(kept), params))
+
+    return jax.eval_shape(stored, abstract_params(config))
 
 
 def picture_params(config: SmolVLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:

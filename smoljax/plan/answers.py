@@ -92,7 +92,7 @@ def plan_answers(
         shapes["image_features"] = _rows(partition, features, config.compute.dtype)
         shapes["tile_mask"] = _rows(partition, features[:2], jnp.bool_)
     controls = jax.eval_shape(lambda: programs.make_controls(config, Sampling(), (0,), 0))
-    prefill = partial(programs.prefill, config, False, False, load.new)
+    prefill = partial(programs.prefill, config, False, False, load.new, 0)
     head = 2 * config.text.hidden_size * config.text.vocab_size
     found["prefill"] = _program(
         prefill,

@@ -17,7 +17,7 @@ from smoljax.errors import SmoljaxError
 from smoljax.evaluation.config import EvalConfig, Progress, Result
 from smoljax.evaluation.samples import blinded, picture_name
 from smoljax.evaluation.tasks.ask import Tally, quiet, usable
-from smoljax.nn.smolvlm import SmolVLM, forward
+from smoljax.nn.smolvlm import SmolVLM, apply, forward
 from smoljax.vlm import VLM
 
 _AT_ONCE = 128  # examples that are sorted by length together
@@ -135,7 +135,7 @@ def _sums(vlm: VLM, examples: Sequence[Example], rows: int) -> np.ndarray:
     row[: len(where)], place[: len(where)] = where.T
     place[len(where) :] = 1
     each = np.asarray(
-        _program(vlm.config, vlm.params, batch, row, place - 1, batch["input_ids"][row, place]), np.float64
+        _program(vlm.config, vlm.packed, batch, row, place - 1, batch["input_ids"][row, place]), np.float64
     )
     each = each[: len(where)]
     rows_of = where[:, 0]
@@ -152,7 +152,7 @@ def _program(
 
     def part(chunk: tuple[Any, Any]) -> jax.Array:
         states, words = chunk
-        scores: Any = SmolVLM(config).apply({"params": params}, states, method=SmolVLM.logits)
+        scores = apply(config, params, states, method=SmolVLM.logits)
         return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, words[:, None], axis=-1)[:, 0]
 
     chunks = (hidden.reshape(-1, _TARGETS, hidden.shape[-1]), target.reshape(-1, _TARGETS))

@@ -1,0 +1,83 @@
+"""What is measured, of whom, and what it should reach."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Unit = Literal["tok/s", "s"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One comparison: an action that contenders are asked for in turn.
+
+    Attributes:
+      key: its name in JSON and for `--what`.
+      title: its name in tables.
+      do, what: the action and its arguments (`smoljax.bench.contender`).
+      ours, peer: names of contenders.
+      tokens: of one action, for tokens a second; 0 where seconds are compared.
+      target: the least ratio, ours over peer's in tokens a second, or peer's seconds over ours; None: reported only.
+      limit: which of the machine's limits it leans on.
+    """
+
+    key: str
+    title: str
+    do: str
+    what: dict[str, Any]
+    ours: str
+    peer: str
+    tokens: int
+    target: float | None
+    limit: Literal["memory", "compute"]
+    group: str = field(default="")
+
+
+def _decode(key: str, title: str, ours: str, peer: str, target: float | None, rows: int = 1) -> Figure:
+    what = {"prompt": 100, "new": 64, "rows": rows}
+    return Figure(key, title, "decode", what, ours, peer, rows, target, "memory", "decode")
+
+
+def _prefill(prompt: int, ours: str, peer: str, target: float | None) -> Figure:
+    key = f"prefill_{prompt}_{'llama' if peer.startswith('llama') else 'transformers'}"
+    return Figure(
+        key,
+        f"prefill of {prompt} tokens, {ours.split()[-1]}",
+        "prefill",
+        {"prompt": prompt},
+        ours,
+        peer,
+        prompt,
+        target,
+        "compute",
+        "prefill",
+    )
+
+
+FIGURES: tuple[Figure, ...] = (
+    _decode("decode_float32", "decode, float32", "smoljax 256M float32", "transformers 256M float32", 2.3),
+    _decode("decode_bfloat16_own", "decode, bfloat16", "smoljax 256M bfloat16", "smoljax 256M float32", 1.1),
+    _decode("decode_int8_own", "decode, int8", "smoljax 256M int8", "smoljax 256M float32", 1.0),
+    _decode("decode_int4_own", "decode, int4", "smoljax 256M int4", "smoljax 256M float32", None),
+    _decode(
+        "decode_bfloat16", "decode, bfloat16", "smoljax 256M bfloat16", "transformers 256M bfloat16", None
+    ),
+    _decode(
+        "streams_8", "8 streams, float32", "smoljax 256M float32", "transformers 256M float32", 2.0, rows=8
+    ),
+    _prefill(512, "smoljax 256M float32", "transformers 256M float32", 1.15),
+    Figure(
+        "first_token",
+        "one tile + 100 words to the first token, float32",
+        "first_token",
+        {"words": 100},
+        "smoljax 256M float32",
+        "transformers 256M float32",
+        0,
+        1.05,
+        "compute",
+        "first_token",
+    ),
+    _decode("decode_llama_f32", "decode, float32", "smoljax 135M float32", "llama.cpp 135M F32", 0.9),
+    _decode("decode_llama_q8", "decode, int8", "smoljax 135M int8", "llama.cpp 135M Q8_0", None),
+    _prefill(128, "smoljax 135M float32", "llama.cpp 135M F32", 1.8),
+)

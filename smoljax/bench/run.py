@@ -1,0 +1,195 @@
+"""Makes the weights, starts the contenders, asks them in turn, and compares."""
+
+import importlib.util
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from smoljax import hub
+from smoljax.bench.contender import Contender, start
+from smoljax.bench.figures import FIGURES, Figure
+from smoljax.bench.gguf_copies import write_copy
+from smoljax.convert.convert import convert
+from smoljax.errors import SmoljaxError, UsageError
+from smoljax.untrained import make_untrained
+
+#: What a peer needs to be found.
+PEERS = {"transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}
+Said = Callable[[str], None]
+
+
+def found_peers() -> dict[str, str]:
+    """Installed peers by name, with their versions."""
+    found: dict[str, str] = {}
+    for name, modules in PEERS.items():
+        if all(importlib.util.find_spec(module) for module in modules):
+            found[name] = ", ".join(f"{module} {version(module)}" for module in modules)
+    return found
+
+
+def chosen(what: tuple[str, ...], peers: tuple[str, ...]) -> list[Figure]:
+    """The figures of these keys or groups (all where none is named) whose contenders can run.
+
+    Raises:
+      UsageError: an unknown name.
+    """
+    known = {figure.key for figure in FIGURES} | {figure.group for figure in FIGURES}
+    if unknown := [name for name in what if name not in known]:
+        raise UsageError(f"nothing is called {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return [
+        figure
+        for figure in FIGURES
+        if (not what or {figure.key, figure.group} & set(what))
+        and (figure.peer.startswith("smoljax") or figure.peer.split()[0] in peers)
+    ]
+
+
+def measure(
+    figures: list[Figure],
+    repeats: int = 5,
+    threads: int | None = None,
+    workdir: Path | None = None,
+    say: Said = lambda _: None,
+) -> dict[str, Any]:
+    """Every figure, its contenders asked in turn `repeats` times after one call that warms up.
+
+    Args:
+      figures: what `chosen` gives.
+      repeats: timed calls of each contender.
+      threads: of every contender; None: the cores of this machine.
+      workdir: keeps the weights for the next time (3 GB); None: a folder that is deleted.
+      say: told what is going on.
+
+    Raises:
+      SmoljaxError: a contender failed.
+    """
+    threads = threads or os.cpu_count() or 1
+    result: dict[str, Any] = {"threads": threads, "repeats": repeats, "peers": found_peers(), "rows": []}
+    with _folder(workdir) as place, ExitStack() as stack:
+        weights, running = Weights(place, say), dict[str, Contender]()
+
+        def contender(name: str) -> Contender:
+            if name not in running:
+                module, spec = weights.spec(name)
+                made = start(name, module, {**spec, "threads": threads}, threads)
+                running[name] = stack.enter_context(_closing(made))
+            return running[name]
+
+        judge = stack.enter_context(_closing(start("limits", "smoljax.bench.ours", {"model": ""}, threads)))
+        result["limits"] = judge.ask("limits")
+        for figure in figures:
+            say(f"{figure.title}: {figure.ours} and {figure.peer}")
+            pair = [contender(figure.ours), contender(figure.peer)]
+            result["rows"].append(_compare(figure, pair, repeats))
+            if figure.do == "decode" and figure.ours.startswith("smoljax"):
+                row, held = result["rows"][-1], pair[0].ask("weights")
+                row["weight_bytes"] = held["bytes"]
+                row["memory_share"] = held["decode_bytes"] / row["ours_s"] / 1e9 / result["limits"]["gb_s"]
+        result["limits_after"] = judge.ask("limits")
+    return result
+
+
+def _compare(figure: Figure, pair: list[Contender], repeats: int) -> dict[str, Any]:
+    warm = [one.ask(figure.do, **figure.what) for one in pair]
+    calls: list[list[dict[str, Any]]] = [[], []]
+    for turn in range(repeats):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            calls[side].append(pair[side].ask(figure.do, **figure.what))
+    seconds = [[call["seconds"] for call in side] for side in calls]
+    ours, theirs = (statistics.median(side) for side in seconds)
+    row: dict[str, Any] = {
+        "figure": figure.key,
+        "title": figure.title,
+        "ours": figure.ours,
+        "peer": figure.peer,
+        "unit": "tok/s" if figure.tokens else "s",
+        "ours_value": figure.tokens / ours if figure.tokens else ours,
+        "peer_value": figure.tokens / theirs if figure.tokens else theirs,
+        "ours_s": ours,
+        "ratio": theirs / ours,
+        "spread": [min(side) / max(side) for side in seconds],
+        "ratios": [b / a for a, b in zip(*seconds, strict=True)],
+        "target": figure.target,
+        "reached": None if figure.target is None else theirs / ours >= figure.target,
+        "seconds": seconds,
+    }
+    if "ids" in warm[0] and "ids" in warm[1]:
+        row["same_ids"] = warm[0]["ids"] == warm[1]["ids"]
+    if "vision_s" in calls[0][0]:
+        row["vision_s"] = statistics.median(call["vision_s"] for call in calls[0])
+    return row
+
+
+class Weights:
+    """The models that contenders run, made when first wanted."""
+
+    def __init__(self, folder: Path, say: Said) -> None:
+        self.folder, self.say = folder, say
+
+    def spec(self, name: str) -> tuple[str, dict[str, Any]]:
+        """The module of a contender and what it is started with, by a name such as "smoljax 256M int8"."""
+        who, size, kind = name.split()
+        if who == "llama.cpp":
+            return "smoljax.bench.llama", {"model": str(self._gguf(kind))}
+        if who == "transformers":
+            return "smoljax.bench.theirs", {"model": str(self._hf()), "dtype": kind}
+        model = self._native() if size == "256M" else self._gguf("F32")
+        return "smoljax.bench.ours", {"model": str(model), "dtype": "float32", "weights": kind}
+
+    def _native(self) -> Path:
+        folder = self.folder / "native"
+        if not folder.exists():
+            self.say("random weights of SmolVLM-256M's geometry (1 GB)")
+            make_untrained("smolvlm-256m", folder, seed=0, tokenizer="smollm2-135m", dtype="float32")
+        return folder
+
+    def _hf(self) -> Path:
+        folder = self.folder / "hf"
+        if not folder.exists():
+            convert(self._native(), folder, "hf")
+        return folder
+
+    def _gguf(self, kind: str) -> Path:
+        found = self.folder / f"smollm2-135m-{kind}.gguf"
+        if not found.exists():
+            sources = list(self.folder.glob("*Q4_1.gguf"))
+            source = sources[0] if sources else hub.download_gguf("smollm2-135m", self.folder)
+            self.say(f"SmolLM2-135M in {kind}")
+            write_copy(source, found, kind)
+        return found
+
+
+@contextmanager
+def _folder(given: Path | None) -> Iterator[Path]:
+    if given is None:
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+        return
+    given.mkdir(parents=True, exist_ok=True)
+    yield given
+
+
+@contextmanager
+def _closing(contender: Contender) -> Iterator[Contender]:
+    try:
+        yield contender
+    finally:
+        contender.close()
+
+
+def tokenizer_is_here() -> None:
+    """Raises UsageError where the tokenizer that random weights borrow has yet to be fetched."""
+    if "smollm2-135m" not in hub.fetched():
+        raise UsageError("the benchmark takes SmolLM2's tokenizer; get it with: smoljax fetch smollm2-135m")
+
+
+def check(result: Mapping[str, Any]) -> None:
+    """Raises SmoljaxError where contenders with the same float32 weights said different things."""
+    for row in result["rows"]:
+        if row.get("same_ids") is False and row["figure"] in ("decode_float32", "first_token"):
+            raise SmoljaxError(f"{row['title']}: {row['ours']} and {row['peer']} chose different tokens")
