@@ -32,7 +32,7 @@ ALLOWED = {
     "analysis": {"errors", "config", "nn", "processing", "generation", "vlm", "evaluation", "training"},
     "interop": {"errors", "config", "nn"},
     "platform": set(),
-    "bench": {"errors", "paths", "convert", "generation", "hub", "models", "untrained"},
+    "bench": {"errors", "nn", "convert", "generation", "vlm", "hub", "models", "untrained"},
     "plan": {"errors", "config", "ops", "nn", "generation", "data", "training"},
     "cli": {
         "errors",

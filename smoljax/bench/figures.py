@@ -1,9 +1,7 @@
 """What is measured, of whom, and what it should reach."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
-
-Unit = Literal["tok/s", "s"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +16,10 @@ class Figure:
       tokens: of one action, for tokens a second; 0 where seconds are compared.
       target: the least ratio, ours over peer's in tokens a second, or peer's seconds over ours; None: reported only.
       limit: which of the machine's limits it leans on.
+      group: a name for several, for `--what`.
+      kind: "call": a call in a process that is warm; "start": a process from its start to the call's end; "peak": the
+        most memory of a process that did the call.
+      peer_what: the peer's arguments where they differ.
     """
 
     key: str
@@ -29,7 +31,9 @@ class Figure:
     tokens: int
     target: float | None
     limit: Literal["memory", "compute"]
-    group: str = field(default="")
+    group: str = ""
+    kind: Literal["call", "start", "peak"] = "call"
+    peer_what: dict[str, Any] | None = None
 
 
 def _decode(key: str, title: str, ours: str, peer: str, target: float | None, rows: int = 1) -> Figure:
@@ -51,6 +55,13 @@ def _prefill(prompt: int, ours: str, peer: str, target: float | None) -> Figure:
         "compute",
         "prefill",
     )
+
+
+def _whole(
+    kind: Literal["start", "peak"], title: str, what: dict[str, Any], do: str, target: float, weights: str
+) -> Figure:
+    ours, peer = f"smoljax 256M {weights}", "transformers 256M float32"
+    return Figure(f"{kind}_{weights}", title, do, what, ours, peer, 0, target, "memory", kind, kind)
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -80,4 +91,20 @@ FIGURES: tuple[Figure, ...] = (
     _decode("decode_llama_f32", "decode, float32", "smoljax 135M float32", "llama.cpp 135M F32", 0.9),
     _decode("decode_llama_q8", "decode, int8", "smoljax 135M int8", "llama.cpp 135M Q8_0", None),
     _prefill(128, "smoljax 135M float32", "llama.cpp 135M F32", 1.8),
+    Figure(
+        "lookup",
+        "64 tokens that repeat the prompt, guessing ahead",
+        "repeat",
+        {"new": 64, "lookup": True},
+        "smoljax 135M float32",
+        "smoljax 135M float32",
+        64,
+        2.0,
+        "memory",
+        "lookup",
+        peer_what={"new": 64, "lookup": False},
+    ),
+    _whole("start", "process start to first token", {"words": 100}, "first_token", 2.5, "float32"),
+    _whole("peak", "peak memory of an answer, float32", {"words": 100, "new": 64}, "answer", 1.25, "float32"),
+    _whole("peak", "peak memory of an answer, int8", {"words": 100, "new": 64}, "answer", 2.5, "int8"),
 )

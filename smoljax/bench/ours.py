@@ -10,10 +10,11 @@ import jax
 from smoljax.bench.contender import serve
 from smoljax.bench.limits import matrix_gflops, memory_gb_s
 from smoljax.bench.memory import peak_bytes
-from smoljax.bench.prompts import picture_prompt, text_prompt
+from smoljax.bench.prompts import PASSAGE, picture_prompt, text_prompt
 from smoljax.generation.generator import Generator
-from smoljax.generation.options import Timings
+from smoljax.generation.options import Lookup, Timings
 from smoljax.models import enable_compilation_cache, load
+from smoljax.vlm import VLM
 
 
 class Ours:
@@ -23,11 +24,20 @@ class Ours:
         self.spec = spec
 
     @cached_property
-    def generator(self) -> Generator:
-        """The model, without stop tokens: every contender makes as many."""
+    def vlm(self) -> VLM:
+        """The loaded model; programs are kept in the compilation cache, as the commands do."""
         enable_compilation_cache()
-        vlm = load(self.spec["model"], dtype=self.spec.get("dtype"), weights=self.spec.get("weights"))
-        return Generator(vlm.config, vlm.packed, (), 0)
+        return load(
+            self.spec["model"],
+            dtype=self.spec.get("dtype"),
+            weights=self.spec.get("weights"),
+            background=True,
+        )
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The model without stop tokens: every contender makes as many."""
+        return Generator(self.vlm.config, self.vlm.weights, (), 0, kept=self.vlm.kept)
 
     def weights(self) -> dict[str, Any]:
         """Bytes of all weights, and of those that a step of decoding reads."""
@@ -66,6 +76,20 @@ class Ours:
             "ids": found[0].token_ids,
         }
 
+    def answer(self, words: int, new: int) -> dict[str, Any]:
+        """`new` tokens about a picture of one tile: what memory is measured of."""
+        config = self.generator.config
+        assert config.vision is not None
+        batch = picture_prompt(words, config.image_seq_len, config.image_token_id, config.vision.image_size)
+        return {"ids": self.generator.generate(batch, new)[0].token_ids}
+
+    def repeat(self, new: int, lookup: bool) -> dict[str, Any]:
+        """Seconds for `new` tokens that repeat a text of the prompt, with or without guessing ahead."""
+        batch = self.vlm.prepare(prompt=f"Repeat this text word for word: {PASSAGE}").arrays()
+        timings = Timings()
+        found = self.generator.generate(batch, new, timings=timings, lookup=Lookup() if lookup else None)
+        return {"seconds": timings.decode_s, "ids": found[0].token_ids, "passes": timings.passes}
+
     def limits(self) -> dict[str, Any]:
         """The machine's own: GFLOP/s of a large product, GB/s of reading memory."""
         return {"gflops": matrix_gflops(), "gb_s": memory_gb_s()}
@@ -78,7 +102,7 @@ class Ours:
 def main() -> None:
     """Serves until the parent closes the pipe."""
     ours = Ours(json.loads(sys.argv[1]))
-    names = ("weights", "decode", "prefill", "first_token", "limits", "peak")
+    names = ("weights", "decode", "prefill", "first_token", "answer", "repeat", "limits", "peak")
     serve({name: getattr(ours, name) for name in names})
 
 

@@ -4,6 +4,13 @@ import numpy as np
 
 #: Ids drawn lie below it: no special token of SmolLM2's vocabulary and no place of a picture.
 WORDS = 40000
+#: A text to repeat; written for this benchmark.
+PASSAGE = (
+    "The lighthouse keeper wrote in his log every evening. On the third of March the wind came from the north and the "
+    "sea was grey. He lit the lamp at six, counted four ships, and noted that the gulls had gone inland. On the fourth "
+    "the wind turned west and the rain began. He lit the lamp at five, counted one ship, and noted that the boat from "
+    "the village had not come."
+)
 
 
 def text_prompt(tokens: int, rows: int = 1) -> dict[str, np.ndarray]:

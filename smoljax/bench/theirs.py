@@ -64,16 +64,38 @@ class Theirs:
         """Seconds from a picture of one tile and `words` words to the first token."""
         import torch
 
-        config = self.model.config
-        vision = config.vision_config
-        seats = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
-        arrays = picture_prompt(words, seats, config.image_token_id, vision.image_size)
-        ids = torch.from_numpy(arrays["input_ids"]).long()
-        pixels = torch.from_numpy(arrays["pixel_values"]).to(self.model.dtype)
+        ids, pixels = self._picture(words)
         started = time.perf_counter()
         with torch.inference_mode():
             out = self.model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
         return {"seconds": time.perf_counter() - started, "ids": [int(out.logits[0, -1].argmax())]}
+
+    def answer(self, words: int, new: int) -> dict[str, Any]:
+        """`new` tokens about a picture of one tile: what memory is measured of."""
+        import torch
+
+        ids, pixels = self._picture(words)
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                pixel_values=pixels,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                eos_token_id=None,
+            )
+        return {"ids": out[0, ids.shape[1] :].tolist()}
+
+    def _picture(self, words: int) -> tuple[Any, Any]:
+        import torch
+
+        config = self.model.config
+        vision = config.vision_config
+        seats = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+        arrays = picture_prompt(words, seats, config.image_token_id, vision.image_size)
+        pixels = torch.from_numpy(arrays["pixel_values"]).to(self.model.dtype)
+        return torch.from_numpy(arrays["input_ids"]).long(), pixels
 
     def peak(self) -> dict[str, Any]:
         """Most memory so far."""
@@ -83,7 +105,7 @@ class Theirs:
 def main() -> None:
     """Serves until the parent closes the pipe."""
     theirs = Theirs(json.loads(sys.argv[1]))
-    serve({name: getattr(theirs, name) for name in ("decode", "prefill", "first_token", "peak")})
+    serve({name: getattr(theirs, name) for name in ("decode", "prefill", "first_token", "answer", "peak")})
 
 
 if __name__ == "__main__":

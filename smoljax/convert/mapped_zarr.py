@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 _INDEX_BYTES = 20
-_RAW = [{"configuration": {"endian": "little"}, "name": "bytes"}]
+# Numbers of one byte have no order of bytes.
+_RAW = ([{"configuration": {"endian": "little"}, "name": "bytes"}], [{"name": "bytes"}])
 
 
 def map_array(folder: Path) -> np.ndarray | None:
@@ -48,6 +49,6 @@ def _is_one_raw_chunk(metadata: dict[str, Any], shape: tuple[int, ...]) -> bool:
         metadata["chunk_key_encoding"] == {"name": "default"}
         and tuple(outer["chunk_shape"]) == shape
         and tuple(inner["chunk_shape"]) == shape
-        and inner["codecs"] == _RAW
+        and inner["codecs"] in _RAW
         and inner.get("index_location", "end") == "end"
     )

@@ -135,7 +135,9 @@ def decode(
         return (state.step < limit) & ~state.done.all()
 
     def step(state: DecodeState) -> DecodeState:
-        out = forward(config, params, {"input_ids": state.token[:, None]}, state.cache, "last")
+        # What is made of weights alone would be made once, before the loop, and kept beside them.
+        own, token = jax.lax.optimization_barrier((params, state.token))
+        out = forward(config, own, {"input_ids": token[:, None]}, state.cache, "last")
         return _choose(
             dataclasses.replace(state, cache=out.cache), out.logits[:, -1], sampled, penalised, controls
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.ops.image_tokens import merge_image_features
-from smoljax.ops.products import bfloat16_product, int8_product
+from smoljax.ops.products import bfloat16_product, bfloat16_rows, int8_product
 
 
 class Rows(NamedTuple):
@@ -23,6 +23,8 @@ class Rows(NamedTuple):
 
     def take(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """The rows of some ids."""
+        if self.values.dtype == jnp.bfloat16:
+            return bfloat16_rows(self.values, ids)
         rows = self.values[ids]
         return rows if self.scale is None else rows * self.scale[ids][..., None]
 

@@ -1,5 +1,6 @@
 """Weights laid out for answering: products of one input in one matrix, read through one interception of `Linear`."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -67,8 +68,18 @@ def _unpack(part: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def _side_by_side(leaves: list[Any]) -> Any:
-    numpy = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    return np.concatenate(leaves, axis=-1) if numpy else jnp.concatenate(leaves, axis=-1)
+    if not all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return jnp.concatenate(leaves, axis=-1)
+    shape = (*leaves[0].shape[:-1], sum(leaf.shape[-1] for leaf in leaves))
+    return np.concatenate(leaves, axis=-1, out=_aligned(shape, leaves[0].dtype))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array that begins where a CPU device takes it as it is, without a copy: at a multiple of 64 bytes."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 @contextmanager
@@ -113,7 +124,9 @@ def product(x: jax.Array, own: Mapping[str, Any], dtype: str) -> jax.Array | Non
     if "int8" in own:
         y = int8_product(x, own["int8"], own["scale"])
     elif "int4" in own:
-        y = int8_product(x, unpack_int4(own["int4"], own["multiplier"]), own["scale"])
+        # Nothing is added; but so a layer is unpacked when its input is there, and not all layers at once.
+        codes = own["int4"] + (x.ravel()[0].astype(jnp.float32) * 0).astype(jnp.uint8)
+        y = int8_product(x, unpack_int4(codes, own["multiplier"]), own["scale"])
     elif "kernel" in own and own["kernel"].dtype == jnp.bfloat16 and dtype == "float32":
         y = bfloat16_product(x, own["kernel"])
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, UInt8
+from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from smoljax.ops.partition import platform
 
@@ -65,6 +65,16 @@ def int8_product(
         return converted(x)
     y = _derived_from(split, converted)(x.astype(jnp.float32).reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:-1], -1)
+
+
+def bfloat16_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """table[ids] of a bfloat16 table, by its bits: a CPU would convert the whole of it to float32 before it looks."""
+
+    def by_bits(table: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)[ids]
+        return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+    return _derived_from(by_bits, lambda table: table[ids])(table)
 
 
 def _derived_from(function: Callable[[Array], Array], plain: Callable[[Array], Array]) -> Any:

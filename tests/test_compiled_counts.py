@@ -1,0 +1,98 @@
+"""What a step of decoding costs a layer, in counts that do not wobble: products, kernels, FLOPs, bytes, copies.
+
+Bounds, not equalities: another jaxlib fuses a little otherwise. What they guard is named beside each. Speed itself is
+measured by `smoljax bench`.
+"""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import pytest
+
+from smoljax import presets
+from smoljax.bench.prompts import text_prompt
+from smoljax.generation.generator import Generator
+from smoljax.nn.smolvlm import stored_params
+
+KEPT = ("float32", "bfloat16", "int8", "int4")
+
+
+@functools.cache
+def compiled(kept, layers):
+    """The decode program of the 256M geometry with so many layers, for a prompt of 100 tokens."""
+    config = presets.get("smollm2-135m")
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+    generator = Generator(config, stored_params(config, kept), (), 0)
+    return generator.compile(text_prompt(100), 64).decode
+
+
+def body(program):
+    """The lines of the loop's body."""
+    parts = [part.strip() for part in program.as_text().split("\n\n")]
+    return max((part for part in parts if "region" in part[:80]), key=len).splitlines()
+
+
+def a_layer(kept, count):
+    return count(compiled(kept, 2)) - count(compiled(kept, 1))
+
+
+def kernels(program):
+    return sum(bool(re.search(r"= \S+ (fusion|dot|copy|custom-call)\(", line)) for line in body(program))
+
+
+def flops(program):
+    return program.cost_analysis()["flops"]
+
+
+def weights(kept, layers):
+    params = stored_params(dataclasses.replace(presets.get("smollm2-135m"), text=_text(layers)), kept)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params["decoder"]))
+
+
+def _text(layers):
+    return dataclasses.replace(presets.get("smollm2-135m").text, num_layers=layers)
+
+
+@pytest.mark.parametrize(("kept", "most"), [("float32", 33), ("bfloat16", 33), ("int8", 55), ("int4", 60)])
+def test_a_layer_is_few_kernels(kept, most):
+    """Each costs microseconds, whatever its work: q|k|v and gate|up are one product each."""
+    assert a_layer(kept, kernels) <= most
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_a_layer_does_the_products_once(kept):
+    """Two parts of the activations with rounded weights, and attention; nothing is computed for padding rows."""
+    text = presets.get("smollm2-135m").text
+    products = 2 * (weights("int8", 2) - weights("int8", 1))  # one byte a weight, scales aside
+    parts = {"float32": 1, "int4": 4}.get(kept, 2)  # int4: unpacking, too
+    attention = 4 * 256 * text.num_heads * text.head_dim
+    assert a_layer(kept, flops) < 1.3 * (parts * products + attention)
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_rounded_weights_are_not_kept_in_float32(kept):
+    """Converted weights that outlive a product would be streamed as float32: the loop must not hoist them."""
+    extra = [compiled(kept, layers).memory_analysis().temp_size_in_bytes for layers in (1, 2)]
+    assert extra[1] - extra[0] < 0.1 * (weights("float32", 2) - weights("float32", 1))
+    text = presets.get("smollm2-135m").text
+    assert extra[1] < 0.05 * 4 * text.vocab_size * text.hidden_size  # nor the word table
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_the_cache_is_updated_in_place(kept):
+    """The state goes in and comes out in the same memory."""
+    memory = compiled(kept, 2).memory_analysis()
+    text = presets.get("smollm2-135m").text
+    cache = 2 * 2 * 256 * text.num_kv_heads * text.head_dim * 4
+    assert memory.alias_size_in_bytes >= cache
+
+
+def test_nothing_is_compiled_for_a_longer_answer_of_the_same_bucket():
+    config = presets.get("smollm2-135m")
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    generator = Generator(config, stored_params(config, "float32"), (), 0)
+    for prompt, new in ((100, 40), (120, 64), (99, 50)):
+        generator.compile(text_prompt(prompt), new)
+    assert generator.num_compilations == 2
