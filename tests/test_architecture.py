@@ -74,7 +74,6 @@ LAZY = {
     "array_record",
     "tensorboardX",
     "matplotlib",
-    "xllamacpp",
 }
 
 

@@ -40,3 +40,19 @@ def test_every_committed_comparison_passed():
         assert row["cases"] >= 300
     assert found["gguf"]["max_abs_logit_error"] <= 1e-3
     assert found["gguf"]["greedy_equal"]
+
+
+def test_the_speed_page_is_drawn_from_its_result():
+    from experiments.benchmarks.speed_page import RESULT, filled
+    from smoljax.bench.report import markdown
+
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert page == filled(page, markdown(json.loads(RESULT.read_text())))
+
+
+def test_what_rounding_costs_is_the_committed_result():
+    page = (ROOT / "docs" / "speed.md").read_text()
+    for row in json.loads((ROOT / "docs" / "benchmarks" / "quantised.json").read_text())["rows"]:
+        text, eyes = row["smollm2-135m"], row["smolvlm-nano"]
+        assert f"| {row['weights']} | {text['mb']:.0f} MB | {text['perplexity']:.3f} |" in page
+        assert f"| {eyes['exact']['value']:.3f} | {eyes['cider_d']['value']:.3f} |" in page

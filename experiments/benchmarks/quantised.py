@@ -80,7 +80,8 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps({"pictures": args.pictures, "rows": rows}) + "\n")
     print(
-        "| weights | SmolLM2-135M | perplexity | largest error of a score | same word | smolvlm-nano | exact answers | CIDEr-D |"
+        "| weights | SmolLM2-135M | perplexity | largest error of a score | same word | smolvlm-nano "
+        "| exact answers | CIDEr-D |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:

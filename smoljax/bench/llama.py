@@ -1,5 +1,6 @@
 """llama.cpp as a contender, by xllamacpp: `python -m smoljax.bench.llama '{"model": F.gguf, "threads": 2}'`."""
 
+import importlib
 import json
 import os
 import sys
@@ -20,8 +21,7 @@ class Llama:
     @cached_property
     def server(self) -> Any:
         """A server in this process with one slot."""
-        import xllamacpp
-
+        xllamacpp: Any = importlib.import_module("xllamacpp")
         given = xllamacpp.CommonParams()
         given.model.path = self.spec["model"]
         given.n_ctx = 2048

@@ -135,6 +135,7 @@ def _advance(
     cache = dataclasses.replace(state.cache, index=at, valid=state.given | answered)
     out = forward(config, params, {"input_ids": fed}, cache, "all")
     assert out.logits is not None
+    assert out.cache is not None
     chosen = jnp.argmax(out.logits, axis=-1).astype(jnp.int32)  # [B, G + 1]
     right = jnp.cumprod(chosen[:, :G] == draft, axis=1).sum(axis=1)
     running = ~state.done & (state.counts < limit)

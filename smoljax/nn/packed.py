@@ -102,7 +102,8 @@ def reading_weights() -> Iterator[None]:
             y = product(x, own, module.dtype)
             return call(*args, **kwargs) if y is None else y
         name, parts = TOGETHER.get(module.path[-2], ("", ()))
-        around = module.parent.variables.get("params", {})
+        parent: Any = module.parent
+        around = parent.variables.get("params", {})
         if name not in around or module.name != parts[0]:
             return call(*args, **kwargs)
         y = product(x, around[name], module.dtype)

@@ -43,7 +43,7 @@ def kind_of(params: Mapping[str, Any]) -> Quantisation | None:
         if isinstance(value, Mapping):
             if inner := kind_of(value):
                 kinds.add(inner)
-        elif key in get_args(Quantisation):
+        elif key == "int8" or key == "int4":
             kinds.add(key)
     return "int4" if "int4" in kinds else "int8" if kinds else None
 
