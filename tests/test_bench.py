@@ -47,7 +47,7 @@ def test_calls_are_compared(echo):
     finally:
         for one in pair:
             one.close()
-    assert (row["ours_value"], row["peer_value"], row["ratio"]) == (2.0, 1 / 1.5, 3.0)
+    assert (row["ours"], row["peer"], row["ratio"]) == (2.0, 1 / 1.5, 3.0)
     assert row["reached"]
     assert row["same_ids"]
     assert row["ratios"] == [3.0, 3.0]
@@ -60,9 +60,9 @@ def test_processes_are_compared(echo, kind, unit, ratio):
     row = run._compare_processes(figure, specs, 1, 1)
     assert row["unit"] == unit
     if ratio is None:
-        assert 0 < row["ours_value"] < 60  # a process's start takes what it takes
+        assert 0 < row["ours"] < 60  # a process's start takes what it takes
     else:
-        assert (row["ratio"], row["ours_value"]) == (ratio, 0.5)
+        assert (row["ratio"], row["ours"]) == (ratio, 0.5)
 
 
 def test_figures_are_chosen_by_name_group_and_peer():
@@ -80,11 +80,11 @@ def test_figures_are_chosen_by_name_group_and_peer():
 def test_the_table_says_what_was_measured(tmp_path):
     row = {
         "title": "decode, float32",
-        "ours": "smoljax 256M float32",
-        "peer": "transformers 256M float32",
+        "ours_name": "smoljax 256M float32",
+        "peer_name": "transformers 256M float32",
         "unit": "tok/s",
-        "ours_value": 45.04,
-        "peer_value": 19.96,
+        "ours": 45.04,
+        "peer": 19.96,
         "ratio": 2.256,
         "ratios": [2.1, 2.256, 2.4],
         "target": 2.3,
@@ -105,7 +105,13 @@ def test_the_table_says_what_was_measured(tmp_path):
 
 
 def test_other_tokens_of_the_same_weights_are_an_error():
-    row = {"figure": "decode_float32", "title": "decode", "ours": "a", "peer": "b", "same_ids": False}
+    row = {
+        "figure": "decode_float32",
+        "title": "decode",
+        "ours_name": "a",
+        "peer_name": "b",
+        "same_ids": False,
+    }
     with pytest.raises(SmoljaxError, match="a and b chose different tokens"):
         run.check({"rows": [row]})
     run.check({"rows": [{**row, "same_ids": True}]})

@@ -44,10 +44,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
-        ours, theirs = (shown(row[side], row["unit"]) for side in ("ours_value", "peer_value"))
+        ours, theirs = (shown(row[side], row["unit"]) for side in ("ours", "peer"))
         low, high = min(row["ratios"]), max(row["ratios"])
         lines.append(
-            f"| {row['title']} | {ours} | {row['peer']}: {theirs} | **{row['ratio']:.2f}×** | "
+            f"| {row['title']} | {ours} | {row['peer_name']}: {theirs} | **{row['ratio']:.2f}×** | "
             f"{low:.2f}–{high:.2f} | {verdict(row)} | {share(row)} |"
         )
     return "\n".join(lines) + "\n"
@@ -73,7 +73,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         if row["target"] is not None:
             axes.plot([row["target"]] * 2, [place - 0.4, place + 0.4], color="#e45756", linewidth=2)
     axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_yticks(list(places), [f"{row['title']}\nbeside {row['peer']}" for row in rows], fontsize=7)
+    axes.set_yticks(list(places), [f"{row['title']}\nbeside {row['peer_name']}" for row in rows], fontsize=7)
     axes.set_xlabel("times as fast; red: wanted")
     figure.tight_layout()
     figure.savefig(path, dpi=150)

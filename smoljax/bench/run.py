@@ -139,11 +139,11 @@ def _row(figure: Figure, values: list[list[float]]) -> dict[str, Any]:
     return {
         "figure": figure.key,
         "title": figure.title,
-        "ours": figure.ours,
-        "peer": figure.peer,
+        "ours_name": figure.ours,
+        "peer_name": figure.peer,
         "unit": "tok/s" if figure.tokens else "GB" if figure.kind == "peak" else "s",
-        "ours_value": figure.tokens / ours if figure.tokens else ours,
-        "peer_value": figure.tokens / theirs if figure.tokens else theirs,
+        "ours": figure.tokens / ours if figure.tokens else ours,
+        "peer": figure.tokens / theirs if figure.tokens else theirs,
         "ours_s": ours,
         "ratio": theirs / ours,
         "ratios": [b / a for a, b in zip(*values, strict=True)],
@@ -225,4 +225,6 @@ def check(result: Mapping[str, Any]) -> None:
     """Raises SmoljaxError where contenders with the same float32 weights said different things."""
     for row in result["rows"]:
         if row.get("same_ids") is False and row["figure"] in ("decode_float32", "first_token"):
-            raise SmoljaxError(f"{row['title']}: {row['ours']} and {row['peer']} chose different tokens")
+            raise SmoljaxError(
+                f"{row['title']}: {row['ours_name']} and {row['peer_name']} chose different tokens"
+            )

@@ -82,9 +82,9 @@ def _print(result: dict[str, object]) -> None:
         table.add_column(column, justify="right")
     table.add_column("beside")
     for row in rows:
-        values = (report.shown(row[key], str(row["unit"])) for key in ("ours_value", "peer_value"))  # type: ignore[arg-type]
+        values = (report.shown(row[key], str(row["unit"])) for key in ("ours", "peer"))  # type: ignore[arg-type]
         table.add_row(
-            str(row["title"]), *values, f"{row['ratio']:.2f}×", report.verdict(row), str(row["peer"])
+            str(row["title"]), *values, f"{row['ratio']:.2f}×", report.verdict(row), str(row["peer_name"])
         )
     common.console().print(table)
     limits: dict[str, float] = result["limits"]  # type: ignore[assignment]
