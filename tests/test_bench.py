@@ -55,7 +55,7 @@ def test_calls_are_compared(echo):
 
 @pytest.mark.parametrize(("kind", "unit", "ratio"), [("peak", "GB", 3.0), ("start", "s", None)])
 def test_processes_are_compared(echo, kind, unit, ratio):
-    figure = Figure("k", "t", "decode", {"prompt": 1, "new": 1}, "a", "b", 0, 2.0, "memory", kind, kind=kind)
+    figure = Figure("k", "t", "decode", {"prompt": 1, "new": 1}, "a", "b", 0, 2.0, kind, kind=kind)
     specs = [(name, "tests.bench_echo", {"seconds": s}) for name, s in (("a", 0.5), ("b", 1.5))]
     row = run._compare_processes(figure, specs, 1, 1)
     assert row["unit"] == unit

@@ -10,13 +10,13 @@ Needs the fetched smollm2-135m.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.commands import write_json
 from smoljax.evaluation.config import EvalConfig
 from smoljax.evaluation.run import evaluate
 from smoljax.models import enable_compilation_cache, load
@@ -78,7 +78,7 @@ def main() -> None:
         text["same_word"] = float((scores.argmax(-1) == plain.argmax(-1)).mean())
         rows.append({"weights": kind, "smollm2-135m": text, "smolvlm-nano": bundled(kind, args.pictures)})
     if args.out:
-        args.out.write_text(json.dumps({"pictures": args.pictures, "rows": rows}) + "\n")
+        write_json(args.out, {"pictures": args.pictures, "rows": rows})
     print(
         "| weights | SmolLM2-135M | perplexity | largest error of a score | same word | smolvlm-nano "
         "| exact answers | CIDEr-D |"

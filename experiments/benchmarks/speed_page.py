@@ -1,32 +1,23 @@
-"""Puts what `smoljax bench --json` printed into docs/speed.md.
+"""Puts what `smoljax bench --json` printed into docs/speed.md, and draws it.
 
 smoljax bench --json > docs/benchmarks/speed.json
 python -m experiments.benchmarks.speed_page
 """
 
 import json
-from pathlib import Path
 
+from experiments.commands import ROOT, fill
 from smoljax.bench.report import markdown, plot
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
-RESULT = DOCS / "benchmarks" / "speed.json"
-START, END = "experiments.benchmarks.speed_page` -->\n", "<!-- end -->"
-
-
-def filled(page: str, table: str) -> str:
-    """The page with the table between its marks."""
-    before, rest = page.split(START, 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{START}{table}{END}{after}"
+RESULT = ROOT / "docs" / "benchmarks" / "speed.json"
+PAGE = ROOT / "docs" / "speed.md"
 
 
 def main() -> None:
     """Writes the page and the picture."""
     result = json.loads(RESULT.read_text())
-    page = DOCS / "speed.md"
-    page.write_text(filled(page.read_text(), markdown(result)))
-    plot(result, DOCS / "benchmarks" / "speed.png")
+    fill(PAGE, "bench", markdown(result).rstrip())
+    plot(result, RESULT.with_suffix(".png"))
 
 
 if __name__ == "__main__":

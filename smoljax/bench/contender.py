@@ -77,6 +77,8 @@ def start(name: str, module: str, spec: Mapping[str, Any], threads: int) -> Cont
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it is given cores
+        os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:threads])
     return Contender(name, process, log)
 
 

@@ -15,7 +15,6 @@ class Figure:
       ours, peer: names of contenders.
       tokens: of one action, for tokens a second; 0 where seconds are compared.
       target: the least ratio, ours over peer's in tokens a second, or peer's seconds over ours; None: reported only.
-      limit: which of the machine's limits it leans on.
       group: a name for several, for `--what`.
       kind: "call": a call in a process that is warm; "start": a process from its start to the call's end; "peak": the
         most memory of a process that did the call.
@@ -30,7 +29,6 @@ class Figure:
     peer: str
     tokens: int
     target: float | None
-    limit: Literal["memory", "compute"]
     group: str = ""
     kind: Literal["call", "start", "peak"] = "call"
     peer_what: dict[str, Any] | None = None
@@ -38,7 +36,7 @@ class Figure:
 
 def _decode(key: str, title: str, ours: str, peer: str, target: float | None, rows: int = 1) -> Figure:
     what = {"prompt": 100, "new": 64, "rows": rows}
-    return Figure(key, title, "decode", what, ours, peer, rows, target, "memory", "decode")
+    return Figure(key, title, "decode", what, ours, peer, rows, target, "decode")
 
 
 def _prefill(prompt: int, ours: str, peer: str, target: float | None) -> Figure:
@@ -52,7 +50,6 @@ def _prefill(prompt: int, ours: str, peer: str, target: float | None) -> Figure:
         peer,
         prompt,
         target,
-        "compute",
         "prefill",
     )
 
@@ -61,7 +58,7 @@ def _whole(
     kind: Literal["start", "peak"], title: str, what: dict[str, Any], do: str, target: float, weights: str
 ) -> Figure:
     ours, peer = f"smoljax 256M {weights}", "transformers 256M float32"
-    return Figure(f"{kind}_{weights}", title, do, what, ours, peer, 0, target, "memory", kind, kind)
+    return Figure(f"{kind}_{weights}", title, do, what, ours, peer, 0, target, kind, kind)
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -85,7 +82,6 @@ FIGURES: tuple[Figure, ...] = (
         "transformers 256M float32",
         0,
         1.05,
-        "compute",
         "first_token",
     ),
     _decode("decode_llama_f32", "decode, float32", "smoljax 135M float32", "llama.cpp 135M F32", 0.9),
@@ -100,7 +96,6 @@ FIGURES: tuple[Figure, ...] = (
         "smoljax 135M float32",
         64,
         2.0,
-        "memory",
         "lookup",
         peer_what={"new": 64, "lookup": False},
     ),

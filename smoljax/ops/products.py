@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Int8, UInt8
 
 from smoljax.ops.partition import platform
 
-#: Rows of activations up to which a product is bound by reading the weights; see `docs/speed.md`.
+#: Rows up to which a product is bound by reading the weights; above, two parts cost more than a conversion.
 FEW_ROWS = 32
 
 
