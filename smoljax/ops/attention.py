@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import AttentionKind
-from smoljax.ops.partition import platform
+from smoljax.ops.partition import active_partition, platform
+
+
+#: Queries from which on the scores of all heads are too large to stay near a CPU's cores.
+MANY_QUERIES = 64
 
 
 class Segments(NamedTuple):
@@ -50,6 +54,8 @@ def attend(
             else jnp.broadcast_to(mask[:, None], (*mask.shape[:1], 1, q.shape[1], k.shape[1]))
         )
         return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="cudnn")
+    if found == "heads" and q.shape[1] >= MANY_QUERIES:
+        return attention_by_heads(q, k, v, mask)
     return attention(q, k, v, mask)[0]
 
 
@@ -60,9 +66,12 @@ def _cudnn_takes(q: Any, k: Any, mask: Any) -> bool:
 
 
 def kernel_for(kind: AttentionKind, dtype: Any) -> str | None:
-    """ "splash" on a TPU, "cudnn" on a GPU in half precision, None where attention is plain."""
+    """ "splash" on a TPU, "cudnn" on a GPU in half precision, "heads" on one CPU, None where attention is plain."""
     if kind == "plain":
         return None
+    if platform() == "cpu":
+        partition = active_partition()
+        return "heads" if partition is None or partition.mesh.size == 1 else None
     if platform() == "tpu":
         return "splash"
     if platform() not in ("gpu", "cuda") or dtype not in (jnp.bfloat16, jnp.float16):
@@ -102,6 +111,38 @@ def attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
     return mixed.reshape(B, T, N, H), weights.reshape(B, N, T, -1)
+
+
+def attention_by_heads(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "#B #T S"] | None,
+) -> Float[Array, "B T N H"]:
+    """What `attention` mixes, one key-value head after the other, so that no more scores exist than a head's.
+
+    On a CPU [B, N, T, S] scores are bound by memory and by the transposes that XLA puts around products with two batch
+    dimensions; a head's own are products of plain matrices and stay in the caches. The backward pass makes a head's
+    scores again instead of keeping all of them. Arguments as for `attention`.
+    """
+    B, T, N, H = q.shape
+    K = k.shape[2]
+    G = N // K
+    queries = (q * H**-0.5).reshape(B, T, K, G, H).transpose(2, 0, 3, 1, 4).reshape(K, B, G * T, H)
+    seen = None if mask is None else jnp.broadcast_to(mask[:, None], (B, G, T, mask.shape[-1]))
+
+    @jax.checkpoint
+    def head(q: Array, k: Array, v: Array) -> Array:
+        scores = jnp.einsum("bth,bsh->bts", q, k, preferred_element_type=jnp.float32)
+        if seen is not None:
+            scores = jnp.where(seen.reshape(B, G * T, -1), scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        mixed = jnp.einsum("bts,bsh->bth", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
+        return (mixed / total).astype(q.dtype)
+
+    mixed = jax.lax.map(lambda each: head(*each), (queries, k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)))
+    return mixed.reshape(K, B, G, T, H).transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
 
 
 def causal_mask(
