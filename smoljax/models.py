@@ -1,6 +1,7 @@
 """From a name or a path to a loaded model."""
 
 import dataclasses
+import functools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,12 @@ from smoljax import hub
 from smoljax.config import PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
+from smoljax.convert.native import holds_packed, map_packed
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.packed import pack
 from smoljax.nn.quantised import Quantisation
 from smoljax.nn.smolvlm import Weights
-from smoljax.nn.stacking import stack_layers
+from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.paths import compilation_cache
 from smoljax.processing.processor import Processor
 from smoljax.vlm import VLM
@@ -119,15 +121,26 @@ def load(
         rounds = weights in get_args(Quantisation) and found.quantised is None
         return quantised(found, weights if rounds else None)  # type: ignore[arg-type]
 
-    def place(checkpoint: Checkpoint) -> dict[str, Any]:
+    def put(params: dict[str, Any]) -> dict[str, Any]:
         # Aliasing keeps mapped weights where they are: no copy on a CPU.
-        params = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), pack(checkpoint.params))
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
+
+    @functools.cache
+    def placed() -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The weights with their layers apart (or stacked, with `scan_layers`), and the same memory stacked."""
+        if not as_stored:
+            params = put(pack((checkpoint if checkpoint.params else read()).params))
+            found = stack_layers(params) if scan_layers else params, None
+        else:
+            stacked = map_packed(path)
+            found = (put(stacked), None) if scan_layers else (put(unstack_layers(stacked)), put(stacked))
         vlm.load_s = time.perf_counter() - started
-        return stack_layers(params) if scan_layers else params
+        return found
 
     kind = kind_of(path)
     later = background and kind == "native"
-    checkpoint = open_checkpoint(path) if later else read()
+    as_stored = kind == "native" and _laid_out(path, weights, dtype)
+    checkpoint = open_checkpoint(path) if later or as_stored else read()
     processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
     rounded = checkpoint.stored_dtype if checkpoint.stored_dtype in get_args(Quantisation) else None
@@ -146,13 +159,23 @@ def load(
         tile_batch=tile_batch,
         kept=weights or rounded or dtype,  # type: ignore[arg-type]
     )
+    scanned = as_stored and not scan_layers and jax.default_backend() == "cpu"
     if later:
         pool = ThreadPoolExecutor(1, "smoljax-load")
-        vlm.weights = pool.submit(lambda: place(read()))
+        vlm.weights = pool.submit(lambda: placed()[0])
+        vlm.stacked = pool.submit(lambda: placed()[1]) if scanned else None
         pool.shutdown(wait=False)
     else:
-        vlm.weights = place(checkpoint)
+        vlm.weights = placed()[0]
+        vlm.stacked = placed()[1] if scanned else None
     return vlm
+
+
+def _laid_out(path: Path, weights: Weights | None, dtype: str) -> bool:
+    """Whether a native folder holds its weights just as they are wanted for answering."""
+    stored = open_checkpoint(path).stored_dtype
+    wanted = (None, stored) if stored in get_args(Quantisation) else (stored,)
+    return holds_packed(path) and (weights in wanted if len(wanted) > 1 else (weights or dtype) in wanted)
 
 
 def load_processor(model: str | Path) -> Processor:

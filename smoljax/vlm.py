@@ -33,6 +33,8 @@ class VLM:
       load_s: wall seconds that loading took, beside whatever else was done meanwhile.
       tile_batch: see `Generator`.
       kept: how the weights are kept.
+      stacked: the same memory with its layers stacked, or a Future of it, where a native folder holds it so on a CPU:
+        programs that run once an answer are compiled from one layer instead of all.
     """
 
     config: SmolVLMConfig
@@ -44,6 +46,7 @@ class VLM:
     load_s: float = 0.0
     tile_batch: int | None = None
     kept: Weights = "float32"
+    stacked: dict[str, Any] | Future[dict[str, Any] | None] | None = None
     _plain: dict[str, Any] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
@@ -84,7 +87,7 @@ class VLM:
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
         """Other weights of the same shapes; compiled programs are kept."""
-        self.weights, self._plain = pack(params), None
+        self.weights, self.stacked, self._plain = pack(params), None, None
         self.generator.replace_params(self.weights)
 
     @property

@@ -1,7 +1,8 @@
 """The native folder: what `smoljax convert` writes, and what loads without copying the weights.
 
 smoljax.json      format and converter version, config, layout, dtype, counts, size and CRC-32 of every file
-params/           the weights, saved by Orbax (Zarr 3, uncompressed, a folder an array; layers stacked)
+params/           the weights, saved by Orbax (Zarr 3, uncompressed, a folder an array), as they are laid out for
+                  answering: layers stacked, the decoder's matrices packed (`smoljax.nn.packed`)
 processor/        the small files of the original, verbatim
 """
 
@@ -21,15 +22,16 @@ from smoljax.convert import names
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves, set_leaf
 from smoljax.convert.checksums import first_difference, sums_of
 from smoljax.convert.hf import check_dtype, checked_leaves, json_bytes
-from smoljax.convert.mapped_zarr import map_array
+from smoljax.convert.mapped_zarr import map_array, populate
 from smoljax.convert.tensor_files import cast, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError
+from smoljax.nn.packed import pack, unpack
 from smoljax.nn.quantised import Quantisation, quantise
 from smoljax.nn.stacking import stack_layers, unstack_layers
 
-#: 2 where the weights are quantised, else 1.
-FORMAT_VERSIONS = (1, 2)
+#: 3 is what is written; 1, and 2 where the weights are quantised, hold the decoder's matrices one by one.
+FORMAT_VERSIONS = (1, 2, 3)
 METADATA_FILE = "smoljax.json"
 PARAMS_FOLDER = "params"
 FILES_FOLDER = "processor"
@@ -44,7 +46,8 @@ def save_native(
       checkpoint: params in any layout, NumPy or jax arrays.
       folder: must not exist, or be empty.
       dtype: what to store; None keeps each array's own. Quantised weights keep theirs.
-      scan_layers: stack the layers on disk (fewer, larger arrays: faster to read). Either layout loads.
+      scan_layers: stack the layers on disk (fewer, larger arrays: faster to read) and pack the decoder's matrices,
+        unless they are of several dtypes. Every layout loads.
 
     Returns:
       Bytes of weights.
@@ -59,8 +62,10 @@ def save_native(
     params: dict[str, Any] = {}
     for path, leaf in leaves.items():
         set_leaf(params, path, cast(np.asarray(leaf), None if kind else dtype))
-    tree = stack_layers(params) if scan_layers else params
     written = Checkpoint(checkpoint.config, params)
+    packed = scan_layers and written.dtype != "mixed"
+    tree = stack_layers(params) if scan_layers else params
+    tree = pack(tree) if packed else tree
     with write_aside(Path(folder)) as scratch:
         (scratch / FILES_FOLDER).mkdir()
         for name, content in checkpoint.files.items():
@@ -68,10 +73,10 @@ def save_native(
         with _quiet():
             _checkpointer().save(scratch / PARAMS_FOLDER, args=_args().PyTreeSave(tree))
         metadata = {
-            "format_version": FORMAT_VERSIONS[kind is not None],
+            "format_version": 3,
             "smoljax_version": smoljax.__version__,
             "config": {key: value for key, value in to_dict(checkpoint.config).items() if key != "compute"},
-            "layout": {"scan_layers": scan_layers},
+            "layout": {"scan_layers": scan_layers, "packed": packed},
             "dtype": written.dtype,
             "quantised": kind,
             "tensors": written.num_tensors,
@@ -113,10 +118,38 @@ def load_native(
         )
     if wrong := first_difference(folder, metadata["files"], content=verify):
         raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
-    params = unstack_layers(_restore(folder, config, bool(metadata["layout"]["scan_layers"]), kind))
+    params = _restore(folder, config, metadata["layout"], kind)
+    params = unstack_layers(unpack(config.text, params) if metadata["layout"].get("packed") else params)
     if dtype is not None and kind is None:
         params = jax.tree.map(lambda leaf: cast(leaf, dtype), params)
     return dataclasses.replace(open_native(folder), params=params)
+
+
+def holds_packed(folder: str | Path) -> bool:
+    """Whether `map_packed` will find a folder's weights laid out for answering."""
+    layout = read_metadata(Path(folder))["layout"]
+    return bool(layout["scan_layers"] and layout.get("packed"))
+
+
+def map_packed(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
+    """The weights of a folder that `holds_packed`, as they are stored: packed, layers stacked, no copies.
+
+    Their pages are made ready on the way, so that the first answer does not wait for them one by one; those of the
+    word table are not where only its rows are looked up.
+
+    Raises:
+      SmoljaxError: as `load_native`.
+    """
+    folder = Path(folder)
+    metadata = read_metadata(folder)
+    config, kind = _config(folder, metadata), metadata.get("quantised")
+    if wrong := first_difference(folder, metadata["files"], content=verify):
+        raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
+    params = _restore(folder, config, metadata["layout"], kind)
+    for path, leaf in iterate_leaves(params):
+        if config.tie_embeddings or path not in ("embedding/table", "embedding/rows"):
+            populate(leaf)
+    return params
 
 
 def open_native(folder: str | Path) -> Checkpoint:
@@ -190,11 +223,12 @@ def _stored_shapes(config: SmolVLMConfig, kind: Quantisation | None) -> dict[str
 
 
 def _restore(
-    folder: Path, config: SmolVLMConfig, scan_layers: bool, kind: Quantisation | None
+    folder: Path, config: SmolVLMConfig, layout: dict[str, Any], kind: Quantisation | None
 ) -> dict[str, Any]:
     """The stored tree: mapped where that is possible, else read by Orbax."""
-    wanted = _stored_shapes(config, kind)
-    tree = stack_layers(wanted) if scan_layers else wanted
+    tree = _stored_shapes(config, kind)
+    tree = stack_layers(tree) if layout["scan_layers"] else tree
+    tree = jax.eval_shape(pack, tree) if layout.get("packed") else tree
     try:
         found = _mapped(folder / PARAMS_FOLDER, tree)
         if found is None:

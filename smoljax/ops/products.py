@@ -26,12 +26,12 @@ def bfloat16_product(
     """x·kernel in float32, from a bfloat16 `kernel`, [Y, X] where it is `transposed`."""
 
     def converted(x: Array) -> Array:
-        return _dot(x, kernel.astype(jnp.float32), transposed, jnp.float32)
+        return dot(x, kernel.astype(jnp.float32), transposed=transposed, dtype=jnp.float32)
 
     def split(x: Array) -> Array:
         first = x.astype(jnp.bfloat16)
         second = (x - first.astype(jnp.float32)).astype(jnp.bfloat16)
-        parts = _dot(jnp.concatenate([first, second]), kernel, transposed, jnp.float32)
+        parts = dot(jnp.concatenate([first, second]), kernel, transposed=transposed, dtype=jnp.float32)
         return parts[: len(x)] + parts[len(x) :]
 
     rows = x.astype(jnp.float32).reshape(-1, x.shape[-1])
@@ -50,7 +50,7 @@ def int8_product(
     """x·(values·scale) in float32; `values` are [Y, X] where they are `transposed`."""
 
     def converted(x: Array) -> Array:
-        return _dot(x, values.astype(x.dtype), transposed, jnp.float32) * scale
+        return dot(x, values.astype(x.dtype), transposed=transposed, dtype=jnp.float32) * scale
 
     def split(x: Array) -> Array:
         tiny = jnp.finfo(jnp.float32).tiny
@@ -58,7 +58,7 @@ def int8_product(
         first = jnp.round(x / unit)
         second = jnp.round((x / unit - first) * 254)
         both = jnp.concatenate([first, second]).astype(jnp.int8)
-        parts = _dot(both, values, transposed, jnp.int32).astype(jnp.float32)
+        parts = dot(both, values, transposed=transposed, dtype=jnp.int32).astype(jnp.float32)
         return (parts[: len(x)] + parts[len(x) :] / 254) * unit * scale
 
     if platform() != "cpu":
@@ -96,7 +96,7 @@ def unpack_int4(codes: UInt8[Array, "half Y"], multipliers: UInt8[Array, "G Y"])
     return grouped.reshape(-1, Y)
 
 
-def _dot(x: Array, matrix: Array, transposed: bool, dtype: Any) -> Array:
-    """The last axis of `x` with the first of `matrix`, or its last where it is `transposed`."""
+def dot(x: Array, matrix: Array, *, transposed: bool = False, dtype: Any = None) -> Array:
+    """x·matrix over the last axis of `x`; `matrix` is [X, Y], or [Y, X] where it is `transposed`."""
     axes = (((x.ndim - 1,), (1 if transposed else 0,)), ((), ()))
     return jax.lax.dot_general(x, matrix, axes, preferred_element_type=dtype)
