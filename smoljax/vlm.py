@@ -168,8 +168,8 @@ class VLM:
         batch = self.prepare(prompt=prompt, images=images, **sample)
         if stream:
             self.generator.check(batch.arrays(), max_new_tokens)
-            return self.stream_text(batch, max_new_tokens, sampling, lookup=lookup)
-        found = self.generator.generate(batch.arrays(), max_new_tokens, sampling, lookup=lookup)
+            return self.stream_text(batch, max_new_tokens, sampling, ahead=lookup)
+        found = self.generator.generate(batch.arrays(), max_new_tokens, sampling, ahead=lookup)
         return self.text_of(found[0])
 
     def generate_batch(
@@ -197,13 +197,11 @@ class VLM:
         sampling: Sampling | None = None,
         timings: Timings | None = None,
         collected: list[np.ndarray] | None = None,
-        lookup: Lookup | None = None,
+        ahead: Lookup | None = None,
     ) -> Iterator[str]:
         """Yields pieces of text of a one-row batch; appends the raw token chunks to `collected`."""
         decoder = self.require_processor().tokenizer.incremental()
-        chunks = self.generator.stream(
-            batch.arrays(), max_new_tokens, sampling, timings=timings, lookup=lookup
-        )
+        chunks = self.generator.stream(batch.arrays(), max_new_tokens, sampling, timings=timings, ahead=ahead)
         for chunk in chunks:
             if collected is not None:
                 collected.append(chunk)

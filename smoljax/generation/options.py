@@ -37,6 +37,11 @@ class Sampling:
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
 
+    @property
+    def static(self) -> tuple[bool, bool]:
+        """Whether tokens are drawn, and whether repeated ones are penalised: what programs differ by."""
+        return self.temperature > 0, self.repetition_penalty != 1.0
+
 
 @dataclass(frozen=True)
 class Lookup:
@@ -60,7 +65,8 @@ class Lookup:
 class Timings:
     """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there.
 
-    `decode_steps` counts the tokens of a row after its first, `passes` the passes through the model that made them.
+    `decode_steps` counts the tokens of a row after its first, `passes` the passes through the model that made them;
+    `drafted` the guesses that were checked in these, of all rows, `accepted` those that were kept.
     """
 
     compile_s: float = 0.0
@@ -69,6 +75,8 @@ class Timings:
     decode_s: float = 0.0
     decode_steps: int = 0
     passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:
