@@ -16,8 +16,9 @@ from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs, tiles
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
 from smoljax.generation.decoding import Decoding, one_by_one
+from smoljax.generation.draft import drafting
 from smoljax.generation.lookup import looking_up
-from smoljax.generation.options import Generation, Lookup, Sampling, Timings
+from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
 from smoljax.nn.smolvlm import Weights, picture_params, stored_params
 
 
@@ -57,7 +58,7 @@ class Generator:
         sampling: Sampling | None = None,
         stride: int = 1,
         timings: Timings | None = None,
-        ahead: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields new tokens [B, n] as they come, at most `stride` at a time; `pad_id` for finished rows.
 
@@ -70,7 +71,8 @@ class Generator:
           ahead: how to guess ahead; only greedily, and without a repetition penalty.
 
         Raises:
-          UsageError: nothing to read, more tokens than the model has positions, or guesses where tokens are drawn.
+          UsageError: nothing to read, more tokens than the model has positions, guesses where tokens are drawn, or a
+            draft that does not fit the model.
           SmoljaxError: the scores are not numbers (broken weights).
         """
         self.check(batch, max_new_tokens)
@@ -140,7 +142,7 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
-        ahead: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> list[Generation]:
         """The whole answer of every row; arguments and errors as for `stream`."""
         return self.collect(
@@ -162,7 +164,7 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
-        ahead: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> "Compiled":
         """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
 
@@ -173,13 +175,13 @@ class Generator:
         kind = self._kind(sampling, ahead)
         return self._compile(kind, batch, max_new_tokens, sampling, timings or Timings())
 
-    def _kind(self, sampling: Sampling, ahead: Lookup | None) -> Decoding:
-        """The kind of decoding that is asked for; UsageError where tokens are drawn and guessed."""
+    def _kind(self, sampling: Sampling, ahead: Ahead | None) -> Decoding:
+        """The kind of decoding that is asked for; UsageError where it cannot be had."""
         if ahead is None:
             return one_by_one(self.config, sampling)
         if any(sampling.static):
             raise UsageError("guessing ahead gives the greedy answer: no temperature, no repetition penalty")
-        return looking_up(self.config, ahead)
+        return drafting(self.config, ahead) if isinstance(ahead, Draft) else looking_up(self.config, ahead)
 
     def _compile(
         self,

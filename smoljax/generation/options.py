@@ -1,7 +1,7 @@
 """What a caller says about generation, and what comes back."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from smoljax.errors import UsageError
 
@@ -59,6 +59,39 @@ class Lookup:
         """Raises UsageError for a value outside its range."""
         if self.guesses < 1 or self.ngram < 1:
             raise UsageError(f"guesses {self.guesses} and ngram {self.ngram} must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Guessing ahead with a draft model (`smoljax.generation.draft`); the answer stays the same.
+
+    Give one of `layers` and `model`.
+
+    Attributes:
+      guesses: tokens that the draft says ahead of one pass.
+      layers: the draft is the model's own first layers, with its final norm and head.
+      model: the draft is another loaded model (a `VLM` or its `Generator`) of the same vocabulary: a smaller one, or
+        the same in fewer bits. A text model is told the words only; another is shown the pictures too.
+    """
+
+    guesses: int = 4
+    layers: int | None = None
+    model: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range, and where not one draft is named."""
+        if self.guesses < 1:
+            raise UsageError(f"guesses is {self.guesses}; a draft says at least 1")
+        if (self.layers is None) == (self.model is None):
+            raise UsageError(
+                "a draft is either the model's own first layers or another model: give one of them"
+            )
+        if self.layers is not None and self.layers < 1:
+            raise UsageError(f"a draft of {self.layers} layers says nothing; give at least 1")
+
+
+#: How to guess ahead.
+Ahead = Lookup | Draft
 
 
 @dataclass
