@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from smoljax.config import SmolVLMConfig
-from smoljax.errors import SmoljaxError
+from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation.generator import Generator
-from smoljax.generation.options import Generation, Lookup, Sampling, Timings
+from smoljax.generation.options import Ahead, Draft, Generation, Lookup, Sampling, Timings
 from smoljax.nn.packed import pack, unpack
 from smoljax.nn.smolvlm import SmolVLM, Weights, forward
 from smoljax.processing.processor import Batch, Processor, Sample
@@ -126,6 +126,7 @@ class VLM:
         max_new_tokens: int = ...,
         sampling: Sampling | None = ...,
         lookup: Lookup | None = ...,
+        draft: Draft | None = ...,
         **sample: Any,
     ) -> str: ...
 
@@ -139,6 +140,7 @@ class VLM:
         max_new_tokens: int = ...,
         sampling: Sampling | None = ...,
         lookup: Lookup | None = ...,
+        draft: Draft | None = ...,
         **sample: Any,
     ) -> Iterator[str]: ...
 
@@ -151,6 +153,7 @@ class VLM:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         lookup: Lookup | None = None,
+        draft: Draft | None = None,
         **sample: Any,
     ) -> str | Iterator[str]:
         """Answers one prompt.
@@ -162,17 +165,20 @@ class VLM:
           max_new_tokens: the longest answer.
           sampling: greedy by default; `Sampling(temperature=0.7, seed=1)` draws.
           lookup: `Lookup()` guesses ahead from prompt and answer: faster where they repeat, the same answer.
+          draft: `Draft(layers=8)` or `Draft(model=other)` guesses ahead by a smaller model: the same answer, in fewer
+            passes through this one. Not together with `lookup`.
           **sample: `videos`, `longest_edge`, `split`, … of `Processor.__call__`.
 
         Raises:
-          UsageError: the call does not fit together (no prompt, more `<image>` than pictures, too long).
+          UsageError: the call does not fit together (no prompt, more `<image>` than pictures, too long, another draft).
           SmoljaxError: a picture is broken.
         """
+        ahead = _ahead(lookup, draft)
         batch = self.prepare(prompt=prompt, images=images, **sample)
         if stream:
             self.generator.check(batch.arrays(), max_new_tokens)
-            return self.stream_text(batch, max_new_tokens, sampling, lookup=lookup)
-        found = self.generator.generate(batch.arrays(), max_new_tokens, sampling, lookup=lookup)
+            return self.stream_text(batch, max_new_tokens, sampling, ahead=ahead)
+        found = self.generator.generate(batch.arrays(), max_new_tokens, sampling, ahead=ahead)
         return self.text_of(found[0])
 
     def generate_batch(
@@ -181,16 +187,19 @@ class VLM:
         *,
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
+        lookup: Lookup | None = None,
+        draft: Draft | None = None,
         **options: Any,
     ) -> list[str]:
         """Answers several samples at once, left-padded; a greedy answer is the one the row would get alone.
 
         With a temperature every row draws with a key of its own, made from the seed and its place in the batch.
 
-        `options` are `longest_edge`, `split` and `video_style` of `Processor.batch`.
+        `lookup` and `draft` are as for `generate`; `options` are `longest_edge`, `split` and `video_style` of
+        `Processor.batch`.
         """
         batch = self.require_processor().batch(samples, **options)
-        rows = self.generator.generate(batch.arrays(), max_new_tokens, sampling)
+        rows = self.generator.generate(batch.arrays(), max_new_tokens, sampling, ahead=_ahead(lookup, draft))
         return [self.text_of(row) for row in rows]
 
     def stream_text(
@@ -200,13 +209,11 @@ class VLM:
         sampling: Sampling | None = None,
         timings: Timings | None = None,
         collected: list[np.ndarray] | None = None,
-        lookup: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> Iterator[str]:
         """Yields pieces of text of a one-row batch; appends the raw token chunks to `collected`."""
         decoder = self.require_processor().tokenizer.incremental()
-        chunks = self.generator.stream(
-            batch.arrays(), max_new_tokens, sampling, timings=timings, lookup=lookup
-        )
+        chunks = self.generator.stream(batch.arrays(), max_new_tokens, sampling, timings=timings, ahead=ahead)
         for chunk in chunks:
             if collected is not None:
                 collected.append(chunk)
@@ -235,3 +242,10 @@ class VLM:
     @cached_property
     def _scores(self) -> Callable[[Any, Any], jax.Array]:
         return jax.jit(lambda params, inputs: forward(self.config, params, inputs).logits)
+
+
+def _ahead(lookup: Lookup | None, draft: Draft | None) -> Ahead | None:
+    """The one way of guessing that is asked for; UsageError for two."""
+    if lookup is not None and draft is not None:
+        raise UsageError("guesses come from a lookup or from a draft: give one of them")
+    return lookup or draft

@@ -87,7 +87,7 @@ class Ours:
         """Seconds for `new` tokens that repeat a text of the prompt, with or without guessing ahead."""
         batch = self.vlm.prepare(prompt=f"Repeat this text word for word: {PASSAGE}").arrays()
         timings = Timings()
-        found = self.generator.generate(batch, new, timings=timings, lookup=Lookup() if lookup else None)
+        found = self.generator.generate(batch, new, timings=timings, ahead=Lookup() if lookup else None)
         return {"seconds": timings.decode_s, "ids": found[0].token_ids, "passes": timings.passes}
 
     def limits(self) -> dict[str, Any]:

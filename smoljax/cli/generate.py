@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from smoljax.cli import common
+from smoljax.errors import UsageError
 
 
 @common.takes_prompt
@@ -27,6 +28,34 @@ def generate(
         bool,
         typer.Option("--lookup", help="Guess ahead from prompt and answer: the same words, sooner."),
     ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Guess ahead by a smaller model of the same vocabulary: the same words.",
+            show_default=False,
+        ),
+    ] = None,
+    draft_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|bfloat16|int8|int4",
+            help="How those of --draft are kept.",
+            show_default="as --weights",
+        ),
+    ] = None,
+    draft_layers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Guess ahead by the model's own first layers.", show_default=False
+        ),
+    ] = None,
+    guesses: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Tokens guessed ahead of a pass.", show_default="4, with --lookup 8"
+        ),
+    ] = None,
     dtype: common.DtypeOption = None,
     weights: common.WeightsOption = None,
     json: common.JsonOption = False,
@@ -35,10 +64,17 @@ def generate(
 
     Example: `smoljax generate -m SmolVLM-256M-Instruct -i photo.jpg -p 'What is on the table?'`
     """
-    from smoljax.generation.options import Lookup, Sampling, Timings
+    from smoljax.generation.options import Draft, Lookup, Sampling, Timings
     from smoljax.models import enable_compilation_cache, load
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    asked = lookup + (draft is not None) + (draft_layers is not None)
+    if asked > 1:
+        raise UsageError("give one of --lookup, --draft and --draft-layers")
+    if guesses is not None and not asked:
+        raise UsageError("--guesses says how far --lookup, --draft or --draft-layers guess: give one of them")
+    if draft_weights is not None and draft is None:
+        raise UsageError("--draft-weights says how the weights of --draft are kept: name that model")
     enable_compilation_cache()
     vlm = load(model, dtype=dtype, background=True, weights=weights)  # type: ignore[arg-type]
     started = time.perf_counter()
@@ -46,7 +82,12 @@ def generate(
     preprocess_s = time.perf_counter() - started
     timings, chunks = Timings(), []
     pieces: list[str] = []
-    ahead = Lookup() if lookup else None
+    ahead = Lookup(guesses or Lookup.guesses) if lookup else None
+    if draft is not None:
+        other = load(draft, dtype=dtype, background=True, weights=draft_weights or weights)  # type: ignore[arg-type]
+        ahead = Draft(guesses or Draft.guesses, model=other)
+    elif draft_layers is not None:
+        ahead = Draft(guesses or Draft.guesses, layers=draft_layers)
     for piece in vlm.stream_text(batch, max_new_tokens, sampling, timings, chunks, ahead):
         pieces.append(piece)
         if not json:
@@ -79,6 +120,8 @@ def generate(
             "decode_s": round(timings.decode_s, 4),
             "decode_tokens_per_s": round(timings.decode_tokens_per_s, 2),
             "passes": timings.passes,
+            "drafted": timings.drafted,
+            "accepted": timings.accepted,
         },
     }
     common.print_json(result)

@@ -13,10 +13,12 @@ import numpy as np
 
 from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
-from smoljax.generation import lookup as guessing
-from smoljax.generation import programs
+from smoljax.generation import programs, tiles
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
-from smoljax.generation.options import Generation, Lookup, Sampling, Timings
+from smoljax.generation.decoding import Decoding, one_by_one
+from smoljax.generation.draft import drafting
+from smoljax.generation.lookup import looking_up
+from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
 from smoljax.nn.smolvlm import Weights, picture_params, stored_params
 
 
@@ -42,7 +44,7 @@ class Generator:
     tile_batch: int | None = None
     kept: Weights | None = None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
-    _states: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
+    _results: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_compilations(self) -> int:
@@ -56,7 +58,7 @@ class Generator:
         sampling: Sampling | None = None,
         stride: int = 1,
         timings: Timings | None = None,
-        lookup: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> Iterator[np.ndarray]:
         """Yields new tokens [B, n] as they come, at most `stride` at a time; `pad_id` for finished rows.
 
@@ -66,17 +68,17 @@ class Generator:
           sampling: greedy by default.
           stride: tokens between two looks; larger is a little faster.
           timings: filled while the answer is made.
-          lookup: guess ahead; only greedily, and without a repetition penalty.
+          ahead: how to guess ahead; only greedily, and without a repetition penalty.
 
         Raises:
-          UsageError: nothing to read, more tokens than the model has positions, or guesses where tokens are drawn.
+          UsageError: nothing to read, more tokens than the model has positions, guesses where tokens are drawn, or a
+            draft that does not fit the model.
           SmoljaxError: the scores are not numbers (broken weights).
         """
         self.check(batch, max_new_tokens)
         sampling = sampling or Sampling()
-        if lookup is not None and (sampling.temperature > 0 or sampling.repetition_penalty != 1.0):
-            raise UsageError("guessing ahead gives the greedy answer: no temperature, no repetition penalty")
-        return self._run(batch, max_new_tokens, sampling, stride, timings or Timings(), lookup)
+        kind = self._kind(sampling, ahead)
+        return self._run(kind, batch, max_new_tokens, sampling, stride, timings or Timings())
 
     def check(self, batch: Mapping[str, np.ndarray], max_new_tokens: int = 1) -> None:
         """Raises UsageError for a batch that cannot be answered (see `stream`)."""
@@ -93,42 +95,46 @@ class Generator:
                 "(--longest-edge, --no-split)"
             )
         if batch.get("pixel_values") is not None:
-            self._check_places(batch)
+            tiles.check_places(self.config, batch)
 
     def _run(
         self,
+        kind: Decoding,
         batch: Mapping[str, np.ndarray],
         max_new_tokens: int,
         sampling: Sampling,
         stride: int,
         timings: Timings,
-        lookup: Lookup | None,
     ) -> Iterator[np.ndarray]:
         controls = self._controls(sampling)
-        run = self.compile(batch, max_new_tokens, sampling, timings, lookup)
+        run = self._compile(kind, batch, max_new_tokens, sampling, timings)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
         state = run.prefill(self.weights, padded, controls)
-        tokens = np.asarray(state.tokens)[:, :1]
+        tokens = np.asarray(state.tokens)
         timings.prefill_s += time.perf_counter() - started
         _check_finite(state)
-        yield tokens
-        produced = 1
-        if run.begin is not None:
-            state = run.begin(state, {key: padded[key] for key in ("input_ids", "attention_mask")})
-        while produced < max_new_tokens and not bool(state.done.all()):
-            target = jnp.int32(min(produced + stride, max_new_tokens))
-            assert run.decode is not None
-            started = time.perf_counter()
-            state = run.decode(self.weights, state, target, controls)
-            reached = _reached(state)
-            tokens = np.asarray(state.tokens)[:, produced:reached]
-            timings.decode_s += time.perf_counter() - started
-            timings.decode_steps += reached - produced
-            timings.passes = int(getattr(state, "passes", timings.decode_steps))
-            produced = reached
-            _check_finite(state)
-            yield tokens
+        yield tokens[:, :1]
+        produced = reached = 1
+        weights, begin = kind.weights(self.weights), run.begin
+        # A step may bring more tokens than were asked for: they are there already when they are due.
+        while produced < reached or (reached < max_new_tokens and not bool(state.done.all())):
+            if produced == reached:
+                prompt = None if begin is None else kind.prompt(batch, padded, timings)
+                started = time.perf_counter()
+                if begin is not None:
+                    state, begin = begin(weights, state, prompt, jnp.int32(max_new_tokens)), None
+                assert run.decode is not None
+                target = jnp.int32(min(produced + stride, max_new_tokens))
+                state = run.decode(weights, state, target, controls)
+                reached, tokens = state.reached(), np.asarray(state.tokens)
+                timings.decode_s += time.perf_counter() - started
+                timings.decode_steps += reached - produced
+                timings.passes, timings.drafted, timings.accepted = state.counted()
+                _check_finite(state)
+            due = min(reached, produced + stride)
+            yield tokens[:, produced:due]
+            produced = due
 
     def generate(
         self,
@@ -136,13 +142,11 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
-        lookup: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> list[Generation]:
         """The whole answer of every row; arguments and errors as for `stream`."""
         return self.collect(
-            self.stream(
-                batch, max_new_tokens, sampling, stride=max_new_tokens, timings=timings, lookup=lookup
-            )
+            self.stream(batch, max_new_tokens, sampling, max_new_tokens, timings=timings, ahead=ahead)
         )
 
     def collect(self, chunks: Iterable[np.ndarray]) -> list[Generation]:
@@ -160,15 +164,33 @@ class Generator:
         max_new_tokens: int = 128,
         sampling: Sampling | None = None,
         timings: Timings | None = None,
-        lookup: Lookup | None = None,
+        ahead: Ahead | None = None,
     ) -> "Compiled":
         """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
 
         Programs that are there already are taken as they are. `stream` and `generate` call this first, while
         the weights may still be on their way from the disk.
         """
-        sampling, timings = sampling or Sampling(), timings or Timings()
-        static = (sampling.temperature > 0, sampling.repetition_penalty != 1.0)
+        sampling = sampling or Sampling()
+        kind = self._kind(sampling, ahead)
+        return self._compile(kind, batch, max_new_tokens, sampling, timings or Timings())
+
+    def _kind(self, sampling: Sampling, ahead: Ahead | None) -> Decoding:
+        """The kind of decoding that is asked for; UsageError where it cannot be had."""
+        if ahead is None:
+            return one_by_one(self.config, sampling)
+        if any(sampling.static):
+            raise UsageError("guessing ahead gives the greedy answer: no temperature, no repetition penalty")
+        return drafting(self.config, ahead) if isinstance(ahead, Draft) else looking_up(self.config, ahead)
+
+    def _compile(
+        self,
+        kind: Decoding,
+        batch: Mapping[str, np.ndarray],
+        max_new_tokens: int,
+        sampling: Sampling,
+        timings: Timings,
+    ) -> "Compiled":
         B, T = np.shape(batch["input_ids"])
         length = self._bucket(T)
         shapes: dict[str, Any] = {
@@ -177,35 +199,32 @@ class Generator:
         }
         vision = None
         if batch.get("pixel_values") is not None:
-            vision = self._vision_program(batch, timings)
-            room = self._feature_room(length, batch)
-            shapes["image_features"] = jax.ShapeDtypeStruct(
-                self._feature_shape(B, room), self.config.compute.dtype
-            )
+            vision = self.vision_program(batch, timings)
+            room = tiles.room_for_tiles(self.config, length, batch)
+            features = tiles.feature_shape(self.config, B, room)
+            shapes["image_features"] = jax.ShapeDtypeStruct(features, self.config.compute.dtype)
             shapes["tile_mask"] = jax.ShapeDtypeStruct((B, room), jnp.bool_)
         room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS, self.config.text.max_positions)
         controls = jax.eval_shape(lambda: self._controls(sampling))
-        ahead = 0 if lookup is None else lookup.guesses
-        function = partial(programs.prefill, self.config, *static, room, ahead)
-        args = (self.weight_shapes, shapes, controls)
-        prefill = self._program("prefill", (*static, room, ahead), function, args, timings)
+        static = (*sampling.static, room, kind.ahead)
+        prefill = self._program(
+            "prefill",
+            static,
+            partial(programs.prefill, self.config, *static),
+            (self.weight_shapes, shapes, controls),
+            timings,
+        )
         begin = decode = None
         if max_new_tokens > 1:
-            # Its state is the prefill's result; tracing that anew for every request would cost as much as a token.
-            if prefill not in self._states:
-                self._states[prefill] = jax.eval_shape(function, *args)
-            state = self._states[prefill]
-            function, static, name = partial(programs.decode, self.config, *static), static, "decode"
-            if lookup is not None:
-                prompt = {key: shapes[key] for key in ("input_ids", "attention_mask")}
-                begin = self._program(
-                    "begin", (room, ahead), guessing.start, (state, prompt), timings, donate=(0,)
-                )
-                state = jax.eval_shape(guessing.start, state, prompt)
-                static, name = (lookup.guesses, lookup.ngram), "lookup"
-                function = partial(guessing.decode, self.config, *static)
-            args = (self.weight_shapes, state, jax.ShapeDtypeStruct((), jnp.int32), controls)
-            decode = self._program(name, static, function, args, timings, donate=(1,))
+            state, number = self._results[prefill], jax.ShapeDtypeStruct((), jnp.int32)
+            weights = kind.weight_shapes(self.weight_shapes)
+            if kind.begin is not None:
+                prompt = kind.prompt_shapes(batch, shapes, timings)
+                args = (weights, state, prompt, number)
+                begin = self._program(f"{kind.name}_begin", kind.static, kind.begin, args, timings, (1,))
+                state = self._results[begin]
+            args = (weights, state, number, controls)
+            decode = self._program(kind.name, kind.static, kind.decode, args, timings, (1,))
         return Compiled(vision, prefill, decode, begin)
 
     def encode_images(
@@ -219,42 +238,26 @@ class Generator:
         Padding tiles are not encoded; their features are zero. `num_tiles` ≥ I leaves room behind.
         """
         timings = timings or Timings()
-        encode, size = self._vision_program(batch, timings), self._tiles_at_once
+        encode, size = self.vision_program(batch, timings), self._tiles_at_once
         pixels, real = np.asarray(batch["pixel_values"]), np.asarray(batch["tile_mask"])
         masks = batch.get("pixel_attention_mask")
-        shape = self._feature_shape(real.shape[0], num_tiles or real.shape[1])
+        shape = tiles.feature_shape(self.config, real.shape[0], num_tiles or real.shape[1])
         places = np.argwhere(real)
         parts = picture_params(self.config, self.weights)
         started = time.perf_counter()
         found: list[jax.Array] = []
         for start in range(0, len(places), size):
-            rows, tiles = places[start : start + size].T
+            rows, seats = places[start : start + size].T
             chunk = np.zeros((size, *pixels.shape[2:]), np.float32)
-            chunk[: len(rows)] = pixels[rows, tiles]
+            chunk[: len(rows)] = pixels[rows, seats]
             mask = None
             if masks is not None:
                 mask = np.ones((size, *pixels.shape[3:]), bool)
-                mask[: len(rows)] = np.asarray(masks)[rows, tiles]
+                mask[: len(rows)] = np.asarray(masks)[rows, seats]
             found.append(encode(parts, chunk, mask))
-        features = self._seat(shape, places, found)
+        features = tiles.seat(shape, self.config.compute.dtype, places, found)
         timings.vision_s += time.perf_counter() - started
         return features
-
-    def _seat(self, shape: tuple[int, ...], places: np.ndarray, found: list[jax.Array]) -> jax.Array:
-        """Lays encoded tiles into [B, num_tiles, Q, D], which is zero elsewhere."""
-        if jax.default_backend() == "cpu":  # host memory is device memory: plain copies, nothing to compile
-            features = np.zeros(shape, jnp.dtype(self.config.compute.dtype))
-            if found:
-                features[places[:, 0], places[:, 1]] = np.concatenate([np.asarray(x) for x in found])[
-                    : len(places)
-                ]
-            return jnp.asarray(features)
-        features = jnp.zeros(shape, self.config.compute.dtype)
-        return (
-            features.at[places[:, 0], places[:, 1]].set(jnp.concatenate(found)[: len(places)])
-            if found
-            else features
-        )
 
     @property
     def weights(self) -> Any:
@@ -282,13 +285,6 @@ class Generator:
     def _bucket(self, length: int) -> int:
         return round_up(length, PROMPT_BUCKETS, self.config.text.max_positions)
 
-    def _feature_room(self, length: int, batch: Mapping[str, np.ndarray]) -> int:
-        """Tiles that a prompt of `length` tokens can hold: so the prompt's bucket alone decides the shapes."""
-        return max(-(-length // self.config.image_seq_len), np.shape(batch["tile_mask"])[1])
-
-    def _feature_shape(self, rows: int, tiles: int) -> tuple[int, int, int, int]:
-        return (rows, tiles, self.config.image_seq_len, self.config.text.hidden_size)
-
     def _controls(self, sampling: Sampling) -> programs.Controls:
         return programs.make_controls(self.config, sampling, self.stop_ids, self.pad_id)
 
@@ -305,21 +301,13 @@ class Generator:
         }
         if run.vision is not None:
             real = np.asarray(batch["tile_mask"])
-            room = self._feature_room(extra + ids.shape[1], batch)
+            room = tiles.room_for_tiles(self.config, extra + ids.shape[1], batch)
             padded["image_features"] = self.encode_images(batch, room, timings)
             padded["tile_mask"] = jnp.asarray(np.pad(real, ((0, 0), (0, room - real.shape[1]))))
         return padded
 
-    def _check_places(self, batch: Mapping[str, np.ndarray]) -> None:
-        Q = self.config.image_seq_len
-        counts = (np.asarray(batch["input_ids"]) == self.config.image_token_id).sum(axis=-1)
-        for row, (places, tiles) in enumerate(zip(counts, batch["tile_mask"].sum(axis=-1), strict=True)):
-            if places != tiles * Q:
-                raise UsageError(
-                    f"row {row} has {places} <image> tokens for {tiles} tiles of {Q}: the numbers must match"
-                )
-
-    def _vision_program(self, batch: Mapping[str, np.ndarray], timings: Timings) -> Callable[..., Any]:
+    def vision_program(self, batch: Mapping[str, np.ndarray], timings: Timings) -> Callable[..., Any]:
+        """The program that encodes a batch's tiles, `tile_batch` at a time, compiled at most once."""
         size, tile = self._tiles_at_once, np.shape(batch["pixel_values"])[2:]
         mask = None
         if batch.get("pixel_attention_mask") is not None:
@@ -340,12 +328,16 @@ class Generator:
         timings: Timings,
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
-        """The program for these shapes, compiled at most once."""
+        """The program for these shapes, compiled at most once; `_results` keeps the shapes of what it gives."""
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
         key = (name, static, shapes, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
         if key not in self.compiled:
             started = time.perf_counter()
-            self.compiled[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+            self.compiled[key] = lowered.compile()
+            self._results[self.compiled[key]] = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info
+            )
             timings.compile_s += time.perf_counter() - started
         return self.compiled[key]
 
@@ -354,21 +346,13 @@ class Generator:
 class Compiled:
     """The programs of one batch: `vision` only with pictures, `decode` only for more than one token.
 
-    `begin` takes a prefill's state to what guessing ahead carries.
+    `begin` takes a prefill's state to the one of `decode`, where that is another.
     """
 
     vision: Callable[..., Any] | None
     prefill: Callable[..., Any]
     decode: Callable[..., Any] | None
     begin: Callable[..., Any] | None = None
-
-
-def _reached(state: Any) -> int:
-    """How many tokens every running row has; where none runs, what the longest has."""
-    if isinstance(state, programs.DecodeState):
-        return int(state.step)
-    counts, done = np.asarray(state.counts), np.asarray(state.done)
-    return int(counts.max() if done.all() else counts[~done].min())
 
 
 def _check_finite(state: Any) -> None:

@@ -1,7 +1,7 @@
 """What a caller says about generation, and what comes back."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from smoljax.errors import UsageError
 
@@ -37,6 +37,11 @@ class Sampling:
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}")
 
+    @property
+    def static(self) -> tuple[bool, bool]:
+        """Whether tokens are drawn, and whether repeated ones are penalised: what programs differ by."""
+        return self.temperature > 0, self.repetition_penalty != 1.0
+
 
 @dataclass(frozen=True)
 class Lookup:
@@ -56,11 +61,45 @@ class Lookup:
             raise UsageError(f"guesses {self.guesses} and ngram {self.ngram} must be at least 1")
 
 
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """Guessing ahead with a draft model (`smoljax.generation.draft`); the answer stays the same.
+
+    Give one of `layers` and `model`.
+
+    Attributes:
+      guesses: tokens that the draft says ahead of one pass.
+      layers: the draft is the model's own first layers, with its final norm and head.
+      model: the draft is another loaded model (a `VLM` or its `Generator`) of the same vocabulary: a smaller one, or
+        the same in fewer bits. A text model is told the words only; another is shown the pictures too.
+    """
+
+    guesses: int = 4
+    layers: int | None = None
+    model: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a value outside its range, and where not one draft is named."""
+        if self.guesses < 1:
+            raise UsageError(f"guesses is {self.guesses}; a draft says at least 1")
+        if (self.layers is None) == (self.model is None):
+            raise UsageError(
+                "a draft is either the model's own first layers or another model: give one of them"
+            )
+        if self.layers is not None and self.layers < 1:
+            raise UsageError(f"a draft of {self.layers} layers says nothing; give at least 1")
+
+
+#: How to guess ahead.
+Ahead = Lookup | Draft
+
+
 @dataclass
 class Timings:
     """Wall seconds of one generation; `compile_s` is 0 once the bucket's programs are there.
 
-    `decode_steps` counts the tokens of a row after its first, `passes` the passes through the model that made them.
+    `decode_steps` counts the tokens of a row after its first, `passes` the passes through the model that made them;
+    `drafted` the guesses that were checked in these, of all rows, `accepted` those that were kept.
     """
 
     compile_s: float = 0.0
@@ -69,6 +108,8 @@ class Timings:
     decode_s: float = 0.0
     decode_steps: int = 0
     passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def decode_tokens_per_s(self) -> float:

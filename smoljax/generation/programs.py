@@ -73,6 +73,14 @@ class DecodeState:
     seen: Any
     finite: Any
 
+    def reached(self) -> int:
+        """How many tokens every running row has."""
+        return int(self.step)
+
+    def counted(self) -> tuple[int, int, int]:
+        """Passes after the prefill; no guesses checked and none kept."""
+        return int(self.step) - 1, 0, 0
+
 
 def encode_tiles(
     config: SmolVLMConfig,
