@@ -29,6 +29,7 @@ def generate(
     ] = False,
     dtype: common.DtypeOption = None,
     weights: common.WeightsOption = None,
+    cache: common.CacheOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Answer a prompt about pictures, a video, or text alone.
@@ -40,7 +41,7 @@ def generate(
 
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype, background=True, weights=weights)  # type: ignore[arg-type]
+    vlm = load(model, dtype=dtype, background=True, weights=weights, cache=cache)  # type: ignore[arg-type]
     started = time.perf_counter()
     batch = vlm.prepare(**sample)
     preprocess_s = time.perf_counter() - started
