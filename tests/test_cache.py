@@ -182,6 +182,27 @@ def test_what_a_cache_takes(scan):
     assert 0.26 < taken["int8"] / taken["float32"] < 0.28
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_scales_are_split_with_the_heads_they_belong_to(tiny_config, scan):
+    """In a plan of answering, over the tensor axis of a mesh."""
+    from smoljax.generation.programs import DecodeState
+    from smoljax.ops.partition import Partition
+    from smoljax.plan.answers import _placed_state
+
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"))
+    partition = Partition(mesh, {"batch": ("data",), "kv_heads": ("tensor",)})
+    config = dataclasses.replace(tiny_config.text, num_heads=4, num_kv_heads=2)
+    compute = ComputeConfig(scan_layers=scan, cache="int8")
+    cache = jax.eval_shape(lambda: init_cache(config, compute, 4, 8))
+    one = jax.ShapeDtypeStruct((4,), jnp.int32)
+    state = _placed_state(DecodeState(cache, one, one, one, one, one, one), partition)
+    slots = state.cache.k if scan else state.cache.k[0]
+    layers = (None,) if scan else ()
+    assert tuple(slots.values.sharding.spec) == (*layers, "data", None, "tensor", None)
+    assert tuple(slots.scale.sharding.spec) == (*layers, "data", None, "tensor")
+    assert slots.scale.dtype == jnp.float32
+
+
 def test_by_default_it_is_kept_as_activations_are():
     assert ComputeConfig().cache_kind == "float32"
     assert ComputeConfig(dtype="bfloat16").cache_kind == "bfloat16"
