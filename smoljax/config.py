@@ -17,6 +17,7 @@ PositionIds = Literal["arange", "bucket", "hf_4_55"]
 Remat = Literal["none", "full", "dots", "projections", "offload"]
 ComputeDtype = Literal["float32", "bfloat16"]
 AttentionKind = Literal["auto", "plain"]
+CacheKind = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,18 @@ class ComputeConfig:
         layer's input; "offload" is "projections" with all of it in the host's memory (not on a CPU).
       attention: "auto": the platform's own kernel (`smoljax.ops.flash`), in which the scores never exist whole, where
         there is one for dtype, shapes and mask; else, and with "plain" everywhere, products and softmax.
+      cache: how keys and values of the tokens so far are kept ("float32", "bfloat16", or rounded to "int8" with a
+        scale for each slot and key-value head); None: in `dtype`.
     """
 
     dtype: ComputeDtype = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
     attention: AttentionKind = "auto"
+    cache: CacheKind | None = None
 
     def __post_init__(self) -> None:
-        """Raises SmoljaxError for an unknown dtype, remat policy or kind of attention."""
+        """Raises SmoljaxError for an unknown dtype, remat policy, kind of attention or of cache."""
         if self.dtype not in get_args(ComputeDtype):
             raise SmoljaxError(
                 f"compute dtype is {self.dtype!r}; it must be {' or '.join(get_args(ComputeDtype))}"
@@ -52,6 +56,13 @@ class ComputeConfig:
             raise SmoljaxError(
                 f"attention is {self.attention!r}; it must be one of {', '.join(get_args(AttentionKind))}"
             )
+        if self.cache not in (None, *get_args(CacheKind)):
+            raise SmoljaxError(f"cache is {self.cache!r}; it must be one of {', '.join(get_args(CacheKind))}")
+
+    @property
+    def cache_kind(self) -> CacheKind:
+        """How keys and values are kept."""
+        return self.cache or self.dtype
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from smoljax import hub
-from smoljax.config import PositionIds, SmolVLMConfig
+from smoljax.config import CacheKind, PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
 from smoljax.convert.native import holds_packed, map_packed
@@ -82,6 +82,7 @@ def load(
     background: bool = False,
     position_ids: PositionIds | None = None,
     weights: Weights | None = None,
+    cache: CacheKind | None = None,
 ) -> VLM:
     """Loads a model ready to use.
 
@@ -97,9 +98,10 @@ def load(
         does not. A damaged weight is then an error at first use. Other kinds are read at once.
       position_ids: which vision position each patch takes (`smoljax.ops.patches.position_ids`); None: "arange", as in
         training. "hf_4_55" reproduces what transformers 4.55–4.56 computed.
+      cache: how keys and values are kept while an answer is made: "float32", "bfloat16" or "int8"; None: in `dtype`.
 
     Raises:
-      UsageError: no such model.
+      UsageError: no such model; an unknown kind of dtype, weights or cache.
       SmoljaxError: the checkpoint is not sound; the message names file and key.
     """
     started = time.perf_counter()
@@ -110,6 +112,8 @@ def load(
 
     if weights not in (None, *get_args(Weights)):
         raise UsageError(f"weights are {weights!r}; they must be one of {', '.join(get_args(Weights))}")
+    if cache not in (None, *get_args(CacheKind)):
+        raise UsageError(f"cache is {cache!r}; it must be one of {', '.join(get_args(CacheKind))}")
 
     def read() -> Checkpoint:
         wanted = "float32" if weights in get_args(Quantisation) else weights or dtype
@@ -142,7 +146,7 @@ def load(
     as_stored = kind == "native" and _laid_out(path, weights, dtype)
     checkpoint = open_checkpoint(path) if later or as_stored else read()
     processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
-    config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none")
+    config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none", cache=cache)
     rounded = checkpoint.stored_dtype if checkpoint.stored_dtype in get_args(Quantisation) else None
     if position_ids is not None and config.vision is not None:
         config = dataclasses.replace(

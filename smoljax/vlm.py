@@ -55,9 +55,9 @@ class VLM:
         )
         state = ", untrained" if self.untrained else ""
         kept = "" if self.kept == self.config.compute.dtype else f", weights in {self.kept}"
-        return (
-            f"VLM({self.name!r}: {self.config.model_type}, {kind}, {self.config.compute.dtype}{kept}{state})"
-        )
+        compute = self.config.compute
+        kept += "" if compute.cache_kind == compute.dtype else f", cache in {compute.cache_kind}"
+        return f"VLM({self.name!r}: {self.config.model_type}, {kind}, {compute.dtype}{kept}{state})"
 
     @property
     def packed(self) -> dict[str, Any]:

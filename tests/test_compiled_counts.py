@@ -20,10 +20,11 @@ KEPT = ("float32", "bfloat16", "int8", "int4")
 
 
 @functools.cache
-def compiled(kept, layers):
+def compiled(kept, layers, cache=None):
     """The decode program of the 256M geometry with so many layers, for a prompt of 100 tokens."""
     config = presets.get("smollm2-135m")
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+    config = config.with_compute(cache=cache)
     generator = Generator(config, stored_params(config, kept), (), 0)
     return generator.compile(text_prompt(100), 64).decode
 
@@ -34,8 +35,8 @@ def body(program):
     return max((part for part in parts if "region" in part[:80]), key=len).splitlines()
 
 
-def a_layer(kept, count):
-    return count(compiled(kept, 2)) - count(compiled(kept, 1))
+def a_layer(kept, count, *cache):
+    return count(compiled(kept, 2, *cache)) - count(compiled(kept, 1, *cache))
 
 
 def kernels(program):
@@ -87,6 +88,20 @@ def test_the_cache_is_updated_in_place(kept):
     text = presets.get("smollm2-135m").text
     cache = 2 * 2 * 192 * text.num_kv_heads * text.head_dim * 4
     assert memory.alias_size_in_bytes >= cache
+
+
+@pytest.mark.parametrize(("cache", "most"), [("bfloat16", 33), ("int8", 44)])
+def test_a_rounded_cache_is_read_as_it_is_and_written_in_place(cache, most):
+    """No more kernels than rounding takes, no keys in float32 that outlive their layer, no copy to be written again."""
+    assert a_layer("float32", kernels, cache) <= most
+    text = presets.get("smollm2-135m").text
+    numbers = 2 * 192 * text.num_kv_heads * text.head_dim  # of a layer
+    one, two = (compiled("float32", layers, cache).memory_analysis() for layers in (1, 2))
+    assert two.temp_size_in_bytes - one.temp_size_in_bytes < 0.1 * numbers
+    per_number = {"bfloat16": 2, "int8": 1}[cache]
+    assert (
+        numbers * per_number <= two.alias_size_in_bytes - one.alias_size_in_bytes < 1.1 * numbers * per_number
+    )
 
 
 def test_nothing_is_compiled_for_a_longer_answer_of_the_same_bucket():

@@ -42,17 +42,22 @@ def test_every_committed_comparison_passed():
     assert found["gguf"]["greedy_equal"]
 
 
-def test_the_speed_page_is_drawn_from_its_result():
-    from experiments.benchmarks.speed_page import PAGE, RESULT
+def drawn(name):
+    """What stands between the marks of a table of the speed page."""
+    from experiments.benchmarks.speed_page import PAGE
+
+    _, _, rest = PAGE.read_text().partition(f"<!-- {name}, written by ")
+    return rest.partition("\n")[2].partition(f"<!-- end of {name} -->")[0]
+
+
+def test_the_speed_page_is_drawn_from_its_results():
+    from experiments.benchmarks import quantised
+    from experiments.benchmarks.speed_page import RESULT, ROUNDED
     from smoljax.bench.report import markdown
 
-    drawn = PAGE.read_text().split("from smoljax bench -->\n")[1].split("<!-- end of bench -->")[0]
-    assert drawn == markdown(json.loads(RESULT.read_text()))
-
-
-def test_what_rounding_costs_is_the_committed_result():
-    page = (ROOT / "docs" / "speed.md").read_text()
-    for row in json.loads((ROOT / "docs" / "benchmarks" / "quantised.json").read_text())["rows"]:
-        text, eyes = row["smollm2-135m"], row["smolvlm-nano"]
-        assert f"| {row['weights']} | {text['mb']:.0f} MB | {text['perplexity']:.3f} |" in page
-        assert f"| {eyes['exact']['value']:.3f} | {eyes['cider_d']['value']:.3f} |" in page
+    assert drawn("bench") == markdown(json.loads(RESULT.read_text()))
+    rounded = json.loads(ROUNDED.read_text())
+    assert [row["weights"] for row in rounded["weights"]] == list(quantised.WEIGHTS)
+    assert [row["cache"] for row in rounded["cache"]] == list(quantised.CACHES)
+    for of in ("weights", "cache"):
+        assert drawn(f"rounded {of}") == quantised.markdown(rounded, of)

@@ -93,6 +93,15 @@ WeightsOption = Annotated[
         show_default="as stored where quantised, else as --dtype",
     ),
 ]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="float32|bfloat16|int8",
+        help="How keys and values of the tokens so far are kept; int8 rounds them.",
+        show_default="as --dtype",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

@@ -70,6 +70,7 @@ def evaluate(
     no_split: common.NoSplitOption = False,
     dtype: common.DtypeOption = None,
     weights: common.WeightsOption = None,
+    cache: common.CacheOption = None,
     json: common.JsonOption = False,
 ) -> None:
     """Measure a model on data: every figure with its 95 % interval.
@@ -98,7 +99,7 @@ def evaluate(
     if predictions is not None and not predictions.parent.is_dir():
         raise UsageError(f"{predictions}: the folder {predictions.parent} does not exist")
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype, weights=weights)  # type: ignore[arg-type]
+    vlm = load(model, dtype=dtype, weights=weights, cache=cache)  # type: ignore[arg-type]
     started = time.perf_counter()
     with _bar(task) as progress:
         result = run(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from smoljax.errors import SmoljaxError, UsageError
@@ -19,7 +18,7 @@ from smoljax.evaluation import programs
 from smoljax.evaluation.samples import Item
 from smoljax.generation.generator import Generator
 from smoljax.generation.options import Generation
-from smoljax.nn.cache import KVCache
+from smoljax.nn.cache import KVCache, token_bytes
 from smoljax.processing import chat
 from smoljax.processing.processor import Processor
 from smoljax.processing.tokenizer import IMAGE_TOKEN
@@ -92,9 +91,7 @@ class Answerer:
                 _PATCHES_AT_ONCE // (config.vision.image_size // config.vision.patch_size) ** 2
             )
         self._images = Generator(config, vlm.packed, processor.stop_ids, processor.pad_id, tiles)
-        width = jnp.dtype(config.compute.dtype).itemsize
-        text = config.text
-        self._token_bytes = 2 * text.num_layers * text.num_kv_heads * text.head_dim * width
+        self._token_bytes = token_bytes(config.text, config.compute)
 
     def answers(
         self, items: Iterable[Item], unfit: Callable[[SmoljaxError], None] | None = None

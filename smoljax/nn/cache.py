@@ -8,7 +8,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import ComputeConfig, TextConfig
+from smoljax.ops.int8_attention import round_int8
 from smoljax.sharing import ImageAttention
+
+
+@flax.struct.dataclass
+class Int8Slots:
+    """Keys or values in int8 (`smoljax.ops.int8_attention`).
+
+    Attributes:
+      values: [B, S, K, H] int8, or [L, B, S, K, H].
+      scale: [B, S, K] float32, or [L, B, S, K]: a number is its value times its slot's and head's scale.
+    """
+
+    values: Any
+    scale: Any
+
+    def numbers(self, dtype: Any) -> Array:
+        """What is kept, [B, S, K, H] in `dtype`."""
+        return (self.values * self.scale[..., None]).astype(dtype)
 
 
 @flax.struct.dataclass
@@ -16,7 +34,8 @@ class KVCache:
     """Keys and values of the tokens seen so far, in S slots a row.
 
     Attributes:
-      k: one [B, S, K, H] a layer (a tuple) when layers are unrolled, [L, B, S, K, H] when scanned; rotated.
+      k: one [B, S, K, H] a layer (a tuple) when layers are unrolled, [L, B, S, K, H] when scanned; rotated. With a
+        cache in int8, `Int8Slots` in place of each array.
       v: the same for values.
       valid: [B, S] bool, True where a slot holds a real token.
       index: int32, the next slot to be written, [] for all rows together or [B] for each row alone.
@@ -50,13 +69,18 @@ def init_cache(
     num_slots: int,
     image_attention: ImageAttention = "causal",
 ) -> KVCache:
-    """An empty cache of `num_slots` tokens a row, in the compute dtype."""
-    shape = (batch, num_slots, config.num_kv_heads, config.head_dim)
+    """An empty cache of `num_slots` tokens a row, kept as `compute.cache` says."""
+
+    def slots(*layers: int) -> Any:
+        shape = (*layers, batch, num_slots, config.num_kv_heads, config.head_dim)
+        if compute.cache_kind == "int8":
+            return Int8Slots(jnp.zeros(shape, jnp.int8), jnp.zeros(shape[:-1], jnp.float32))
+        return jnp.zeros(shape, compute.cache_kind)
 
     def empty() -> Any:
         if compute.scan_layers:
-            return jnp.zeros((config.num_layers, *shape), compute.dtype)
-        return tuple(jnp.zeros(shape, compute.dtype) for _ in range(config.num_layers))
+            return slots(config.num_layers)
+        return tuple(slots() for _ in range(config.num_layers))
 
     return KVCache(
         k=empty(),
@@ -68,10 +92,23 @@ def init_cache(
     )
 
 
+def token_bytes(config: TextConfig, compute: ComputeConfig) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    width = config.head_dim * jnp.dtype(compute.cache_kind).itemsize
+    if compute.cache_kind == "int8":
+        width += jnp.dtype(jnp.float32).itemsize
+    return 2 * config.num_layers * config.num_kv_heads * width
+
+
 def write(
-    slots: Float[Array, "B S *X"] | Bool[Array, "B S"] | Int[Array, "B S"], new: Array, index: Array
-) -> Array:
-    """Puts `new` [B, T, …] into `slots` [B, S, …] from slot `index` on ([] or [B])."""
+    slots: Float[Array, "B S *X"] | Bool[Array, "B S"] | Int[Array, "B S *X"] | Int8Slots,
+    new: Array,
+    index: Array,
+) -> Any:
+    """Puts `new` [B, T, …] into `slots` [B, S, …] from slot `index` on ([] or [B]), rounded as the slots are."""
+    if isinstance(slots, Int8Slots):
+        values, scale = round_int8(new)
+        return Int8Slots(write(slots.values, values, index), write(slots.scale, scale, index))
     new = new.astype(slots.dtype)
     if index.ndim == 0:
         return jax.lax.dynamic_update_slice_in_dim(slots, new, index, axis=1)

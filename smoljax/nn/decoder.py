@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import AttentionKind, ComputeConfig, TextConfig
-from smoljax.nn.cache import KVCache, write
+from smoljax.nn.cache import Int8Slots, KVCache, write
 from smoljax.nn.linear import Linear, RMSNorm
 from smoljax.nn.stacking import apply_layers, captured
 from smoljax.ops.attention import (
@@ -21,6 +21,7 @@ from smoljax.ops.attention import (
     positions_from_mask,
 )
 from smoljax.ops.image_tokens import image_blocks
+from smoljax.ops.int8_attention import FEW_QUERIES, int8_attention
 from smoljax.ops.partition import constrain
 from smoljax.ops.rope import apply_rope, rope_tables
 from smoljax.sharing import ImageAttention
@@ -50,13 +51,25 @@ class DecoderAttention(nn.Module):
         v = checkpoint_name(constrain(v, "batch", None, "kv_heads", None), "v")
         if own is not None:
             k, v = own = write(own[0], k, index), write(own[1], v, index)
-        k, v, weights = k.astype(x.dtype), v.astype(x.dtype), None
-        if self.keep:
-            mixed, weights = attention(q, k, v, mask)
-        else:
-            mixed = attend(q, k, v, mask, self.kind)
+        mixed, weights = _mix(q, k, v, mask, self.kind, self.keep)
         out = Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H))
         return checkpoint_name(out, "attention_out"), weights, own
+
+
+def _mix(
+    q: Array, k: Any, v: Any, mask: Any, kind: AttentionKind, keep: bool = False
+) -> tuple[Array, Array | None]:
+    """What attention mixes of keys and values as they come or as a cache keeps them; the weights with `keep`."""
+    if isinstance(k, Int8Slots):
+        if q.shape[1] <= FEW_QUERIES:
+            mixed, weights = int8_attention(q, k.values, k.scale, v.values, v.scale, mask)
+            return mixed, weights if keep else None
+        k, v = k.numbers(q.dtype), v.numbers(q.dtype)
+    elif k.dtype != q.dtype:
+        # Else the conversion takes the writing of new slots into itself, and the cache is copied to be written again.
+        k, v = jax.lax.optimization_barrier((k, v))
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    return attention(q, k, v, mask) if keep else (attend(q, k, v, mask, kind), None)
 
 
 class CrossAttention(nn.Module):
@@ -83,7 +96,7 @@ class CrossAttention(nn.Module):
         if own is not None:
             assert index is not None
             k, v = own = write(own[0], k, index), write(own[1], v, index)
-        mixed = attend(q, k.astype(x.dtype), v.astype(x.dtype), mask, self.kind)
+        mixed, _ = _mix(q, k, v, mask, self.kind)
         mixed = jnp.where(mask.any(axis=-1)[..., None, None], mixed, 0)
         out = Linear(D, False, self.dtype, zero=True, name="out")(mixed.reshape(B, T, N * H))
         return out, own

@@ -12,6 +12,7 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import UsageError
 from smoljax.generation import programs
 from smoljax.generation.options import Sampling
+from smoljax.nn.cache import Int8Slots
 from smoljax.nn.smolvlm import abstract_params, picture_params
 from smoljax.ops.partition import Partition, partitioned
 from smoljax.plan.chips import Topology
@@ -159,14 +160,22 @@ def _rows(partition: Partition, shape: tuple[int, ...], dtype: Any) -> jax.Shape
 def _placed_state(state: programs.DecodeState, partition: Partition) -> programs.DecodeState:
     """Rows and key-value heads of what the decode loop carries, split."""
 
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
-        names: dict[int, tuple[str | None, ...]] = {
-            1: ("batch",),
-            2: ("batch", None),
-            4: ("batch", None, "kv_heads", None),
-            5: (None, "batch", None, "kv_heads", None),
-        }
-        spec = partition.spec(names[leaf.ndim], leaf.shape) if leaf.ndim else PartitionSpec()
+    names: dict[int, tuple[str | None, ...]] = {
+        0: (),
+        1: ("batch",),
+        2: ("batch", None),
+        4: ("batch", None, "kv_heads", None),
+        5: (None, "batch", None, "kv_heads", None),
+    }
+
+    def split(leaf: Any, names: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+        spec = partition.spec(names, leaf.shape) if names else PartitionSpec()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(partition.mesh, spec))
 
-    return jax.tree.map(place, state)
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, Int8Slots):
+            own = names[leaf.values.ndim]
+            return Int8Slots(split(leaf.values, own), split(leaf.scale, own[:-1]))
+        return split(leaf, names[leaf.ndim])
+
+    return jax.tree.map(place, state, is_leaf=lambda leaf: isinstance(leaf, Int8Slots))

@@ -63,6 +63,14 @@ def test_rows_of_a_batch_and_tiles_of_a_picture_change_nothing(tiny_vlm):
     assert texts(tiny_vlm, items, 8, longest_edge=64, rows=1) == want
 
 
+@pytest.mark.slow
+def test_a_rounded_cache_is_continued(tiny_vlm):
+    """A picture's keys and their scales are read once, and every question goes on behind them."""
+    items = [make_item(6, questions=2)]
+    rounded = dataclasses.replace(tiny_vlm, config=tiny_vlm.config.with_compute(cache="int8"))
+    assert texts(rounded, items, 8, split=False) == one_by_one(rounded, items, split=False)
+
+
 def test_a_stop_token_ends_an_answer(tiny_vlm):
     items = [make_item(0), make_item(1)]
     free = answers(tiny_vlm, items)
