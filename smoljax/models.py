@@ -16,6 +16,7 @@ from smoljax.config import CacheKind, PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
 from smoljax.convert.native import holds_packed, map_packed
+from smoljax.convert.pages import Pages
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.packed import pack
 from smoljax.nn.quantised import Quantisation
@@ -83,6 +84,7 @@ def load(
     position_ids: PositionIds | None = None,
     weights: Weights | None = None,
     cache: CacheKind | None = None,
+    lean: bool = False,
 ) -> VLM:
     """Loads a model ready to use.
 
@@ -99,6 +101,8 @@ def load(
       position_ids: which vision position each patch takes (`smoljax.ops.patches.position_ids`); None: "arange", as in
         training. "hf_4_55" reproduces what transformers 4.55–4.56 computed.
       cache: how keys and values are kept while an answer is made: "float32", "bfloat16" or "int8"; None: in `dtype`.
+      lean: of a native folder's mapped weights hold only those of the part that is at work, the patch encoder or the
+        decoder, in memory: for machines with little of it. Every picture maps the encoder anew.
 
     Raises:
       UsageError: no such model; an unknown kind of dtype, weights or cache.
@@ -137,6 +141,11 @@ def load(
             found = stack_layers(params) if scan_layers else params, None
         else:
             stacked = map_packed(path)
+            pages = Pages(stacked, () if config.tie_embeddings else ("embedding/table", "embedding/rows"))
+            if lean:
+                vlm.hold = pages.only
+            else:
+                pages.all()
             found = (put(stacked), None) if scan_layers else (put(unstack_layers(stacked)), put(stacked))
         vlm.load_s = time.perf_counter() - started
         return found

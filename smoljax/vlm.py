@@ -35,6 +35,8 @@ class VLM:
       kept: how the weights are kept.
       stacked: the same memory with its layers stacked, or a Future of it, where a native folder holds it so on a CPU:
         programs that run once an answer are compiled from one layer instead of all.
+      hold: keeps the mapped weights of the parts it is told in memory, and no others (`smoljax.load(lean=True)`); known
+        once they are read.
     """
 
     config: SmolVLMConfig
@@ -47,6 +49,7 @@ class VLM:
     tile_batch: int | None = None
     kept: Weights = "float32"
     stacked: dict[str, Any] | Future[dict[str, Any] | None] | None = None
+    hold: Callable[..., None] | None = None
     _plain: dict[str, Any] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
@@ -99,9 +102,13 @@ class VLM:
     def generator(self) -> Generator:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
-        return Generator(
-            self.config, self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept
-        )
+        found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept, self.stacked)
+        return Generator(self.config, *found, at_work=self.keep_at_work)
+
+    def keep_at_work(self, *parts: str) -> None:
+        """Keeps the mapped weights of these parts alone in memory, where the model was loaded `lean`."""
+        if self.hold is not None:
+            self.hold(*parts)
 
     def require_processor(self) -> Processor:
         """The processor; raises SmoljaxError where the checkpoint came without a tokenizer."""

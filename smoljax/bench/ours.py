@@ -32,12 +32,15 @@ class Ours:
             dtype=self.spec.get("dtype"),
             weights=self.spec.get("weights"),
             background=True,
+            lean=self.spec.get("lean", False),
         )
 
     @cached_property
     def generator(self) -> Generator:
         """The model without stop tokens: every contender makes as many."""
-        return Generator(self.vlm.config, self.vlm.weights, (), 0, kept=self.vlm.kept)
+        vlm = self.vlm
+        laid = {"kept": vlm.kept, "stacked": vlm.stacked, "at_work": vlm.keep_at_work}
+        return Generator(vlm.config, vlm.weights, (), 0, **laid)
 
     def weights(self) -> dict[str, Any]:
         """Bytes of all weights, and of those that a step of decoding reads."""

@@ -77,7 +77,7 @@ def generate(
     if draft_weights is not None and draft is None:
         raise UsageError("--draft-weights says how the weights of --draft are kept: name that model")
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype, background=True, weights=weights, cache=cache)  # type: ignore[arg-type]
+    vlm = load(model, dtype=dtype, background=True, weights=weights, cache=cache, lean=True)  # type: ignore[arg-type]
     started = time.perf_counter()
     batch = vlm.prepare(**sample)
     preprocess_s = time.perf_counter() - started

@@ -5,10 +5,8 @@ C order (Zarr 3 `sharding_indexed` codec: the shard's index, 16 bytes and a chec
 can be mapped. Anything else is left to Orbax.
 """
 
-import contextlib
 import json
 import math
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import ml_dtypes
 import numpy as np
 
 _INDEX_BYTES = 20
-_POPULATE_READ = 22  # MADV_POPULATE_READ
 # Numbers of one byte have no order of bytes.
 _RAW = ([{"configuration": {"endian": "little"}, "name": "bytes"}], [{"name": "bytes"}])
 
@@ -40,17 +37,6 @@ def map_array(folder: Path) -> np.ndarray | None:
         .view(dtype)
         .reshape(shape)
     )
-
-
-def populate(array: np.ndarray) -> None:
-    """Has the kernel map all pages of a mapped array at once, where it can (Linux 5.14); a hint, nothing depends on it."""
-    owner: Any = array
-    while owner is not None and not isinstance(owner, mmap.mmap):
-        owner = getattr(owner, "_mmap", None) or getattr(owner, "base", None)
-    if owner is None:
-        return
-    with contextlib.suppress(OSError, ValueError):
-        owner.madvise(_POPULATE_READ)
 
 
 def _is_one_raw_chunk(metadata: dict[str, Any], shape: tuple[int, ...]) -> bool:

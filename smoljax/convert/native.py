@@ -22,7 +22,7 @@ from smoljax.convert import names
 from smoljax.convert.checkpoint import Checkpoint, iterate_leaves, set_leaf
 from smoljax.convert.checksums import first_difference, sums_of
 from smoljax.convert.hf import check_dtype, checked_leaves, json_bytes
-from smoljax.convert.mapped_zarr import map_array, populate
+from smoljax.convert.mapped_zarr import map_array
 from smoljax.convert.tensor_files import cast, read_json
 from smoljax.convert.write_aside import write_aside
 from smoljax.errors import SmoljaxError
@@ -134,9 +134,6 @@ def holds_packed(folder: str | Path) -> bool:
 def map_packed(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
     """The weights of a folder that `holds_packed`, as they are stored: packed, layers stacked, no copies.
 
-    Their pages are made ready on the way, so that the first answer does not wait for them one by one; those of the
-    word table are not where only its rows are looked up.
-
     Raises:
       SmoljaxError: as `load_native`.
     """
@@ -145,11 +142,7 @@ def map_packed(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
     config, kind = _config(folder, metadata), metadata.get("quantised")
     if wrong := first_difference(folder, metadata["files"], content=verify):
         raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
-    params = _restore(folder, config, metadata["layout"], kind)
-    for path, leaf in iterate_leaves(params):
-        if config.tie_embeddings or path not in ("embedding/table", "embedding/rows"):
-            populate(leaf)
-    return params
+    return _restore(folder, config, metadata["layout"], kind)
 
 
 def open_native(folder: str | Path) -> Checkpoint:

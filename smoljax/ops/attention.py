@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int
 from smoljax.config import AttentionKind
 from smoljax.ops.partition import active_partition, platform
 
-
 #: Queries from which on the scores of all heads are too large to stay near a CPU's cores.
 MANY_QUERIES = 64
 
