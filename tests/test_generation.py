@@ -180,6 +180,22 @@ def test_scanned_layers_generate_the_same(tiny_config, tiny_params, generator):
     assert scanned.generate(batch, 12) == generator.generate(batch, 12)
 
 
+def test_programs_that_run_once_may_read_stacked_weights(tiny_config, tiny_params, generator):
+    """Prefill and patch encoder over stacked layers, decoding over layers apart: the same answer, with pictures too."""
+    stacked = Generator(tiny_config, tiny_params, (STOP,), PAD, stacked=stack_layers(tiny_params))
+    for batch in (make_batch(2, 9, seed=14), make_batch(0, 9, seed=16)):
+        assert stacked.generate(batch, 12) == generator.generate(batch, 12)
+    names = {key[0] for key in stacked.compiled}
+    assert names == {"vision", "prefill", "decode"}
+
+
+def test_parts_at_work_are_told(tiny_config, tiny_params):
+    told = []
+    work = Generator(tiny_config, tiny_params, (STOP,), PAD, at_work=lambda *parts: told.append(set(parts)))
+    work.generate(make_batch(1, 9, seed=14), 3)
+    assert told == [{"vision", "connector"}, {"embedding", "decoder"}]
+
+
 def test_tiles_in_batches_give_the_same(tiny_config, tiny_params, generator):
     batch = make_batch(5, 3, seed=15)
     many = Generator(tiny_config, tiny_params, (STOP,), PAD, tile_batch=3)

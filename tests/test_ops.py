@@ -97,6 +97,36 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(att.positions_from_mask(mask), [[0, 0, 0, 1, 2]])
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_by_heads_is_attention(heads, kv_heads, masked):
+    """The same mix and the same gradients, rows that see nothing included, without the scores of all heads."""
+    B, T, S, H = 2, 70, 90, 8
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (B, length, n, H))
+        for i, (length, n) in enumerate(((T, heads), (S, kv_heads), (S, kv_heads)))
+    )
+    mask = jax.random.bernoulli(jax.random.key(3), 0.3, (B, T, S)).at[0, 0].set(False) if masked else None
+    weigh = jax.random.normal(jax.random.key(4), q.shape)
+
+    def plain(q, k, v):
+        return (att.attention(q, k, v, mask)[0] * weigh).sum()
+
+    def by_heads(q, k, v):
+        return (att.attention_by_heads(q, k, v, mask) * weigh).sum()
+
+    np.testing.assert_allclose(
+        att.attention_by_heads(q, k, v, mask), att.attention(q, k, v, mask)[0], atol=2e-6
+    )
+    for one, other in zip(
+        jax.grad(by_heads, (0, 1, 2))(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    scores = B * heads * T * S * 4
+    held = jax.jit(att.attention_by_heads).lower(q, k, v, mask).compile().memory_analysis().temp_size_in_bytes
+    assert held < 0.8 * scores + 8 * q.nbytes
+
+
 @pytest.mark.parametrize(("size", "patch"), [(8, 4), (11, 4), (384, 14)])
 def test_patchify_is_the_valid_convolution(size, patch):
     pixels, kernel = rand(2, 3, size, size), rand(5, 3, patch, patch)

@@ -168,7 +168,7 @@ def test_a_quantised_folder_is_written_and_answers(tiny_folder, tmp_path, capsys
     assert end.value.code == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["to"], summary["dtype"]) == ("native", kind)
-    assert read_metadata(tmp_path / kind)["format_version"] == 2
+    assert read_metadata(tmp_path / kind)["format_version"] == 3
     stored = load_native(tmp_path / kind, quantised=True)
     assert stored.quantised == kind
     made = pack(quantise(load_checkpoint(tiny_folder).params, kind))

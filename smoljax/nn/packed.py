@@ -46,9 +46,8 @@ def _pack(part: Mapping[str, Any]) -> dict[str, Any]:
             out[TRANSPOSED.get(key, key)] = _side_by_side([value], turned) if turned else value
             continue
         name, parts = TOGETHER.get(key, ("", ()))
-        if name in value or not set(parts) <= set(value):
-            name, parts = "", ()
-        out[key] = _pack({other: leaf for other, leaf in value.items() if other not in parts})
+        name = name if parts and set(parts) <= set(value) else ""
+        out[key] = _pack({other: leaf for other, leaf in value.items() if not name or other not in parts})
         if name:
             out[key][name] = {
                 TRANSPOSED.get(leaf, leaf): _side_by_side(
@@ -137,7 +136,7 @@ def reading_weights() -> Iterator[None]:
 
 def product(x: jax.Array, own: Mapping[str, Any], dtype: str) -> jax.Array | None:
     """What a `Linear` with these parameters makes of `x`; None where they are plain and it does so itself."""
-    kernel = own.get("kernel_t", own.get("kernel"))
+    kernel: Any = own.get("kernel_t", own.get("kernel"))
     if "int8_t" in own:
         y = int8_product(x, own["int8_t"], own["scale"], transposed=True)
     elif "int8" in own:
@@ -148,7 +147,7 @@ def product(x: jax.Array, own: Mapping[str, Any], dtype: str) -> jax.Array | Non
         y = int8_product(x, unpack_int4(codes, own["multiplier"]), own["scale"])
     elif kernel is not None and kernel.dtype == jnp.bfloat16 and dtype == "float32":
         y = bfloat16_product(x, kernel, transposed="kernel_t" in own)
-    elif "kernel_t" in own:
+    elif kernel is not None and "kernel_t" in own:
         y = dot(x.astype(dtype), kernel.astype(dtype), transposed=True)
     else:
         return None

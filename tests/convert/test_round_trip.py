@@ -84,7 +84,7 @@ def test_native_round_trip(tmp_path, dtype, scan_layers):
     assert flat(loaded.params) == flat(checkpoint.params)
     assert (loaded.config, loaded.files, loaded.notes) == (checkpoint.config, SMALL_FILES, ("a note",))
     metadata = read_metadata(tmp_path / "n")
-    assert metadata["layout"] == {"scan_layers": scan_layers}
+    assert metadata["layout"] == {"scan_layers": scan_layers, "packed": scan_layers}
     assert (metadata["tensors"], metadata["parameters"]) == (68, checkpoint.num_parameters)
     assert metadata["dtype"] == dtype
 
