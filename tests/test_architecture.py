@@ -51,6 +51,7 @@ ALLOWED = {
     | {
         "untrained",
         "smoljax",
+        "serving",
         "data",
         "training",
         "embedding",

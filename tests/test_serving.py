@@ -116,6 +116,14 @@ def test_requests_may_come_while_others_are_answered(generator):
     assert [found[number] for number in numbers] == [one.token_ids for one in alone(generator, requests)]
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_step_ends_with_a_row_that_another_waits_for(generator, more):
+    engine = Engine(generator, 3, 512, stride=4, chunk=64)
+    for number, limit in enumerate([3, 20, 20, *[20] * more]):
+        engine.submit(make_batch(0, 9, seed=number), limit)
+    assert [len(update.token_ids) for update in engine.step()] == [3, *[3 if more else 5] * 2]
+
+
 def test_a_stop_token_frees_the_row(generator):
     requests = [(make_batch(1, 9, seed=number), 20, None) for number in range(6)]
     stop = alone(generator, requests[:1])[0].token_ids[4]
