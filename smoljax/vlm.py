@@ -13,9 +13,11 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation.generator import Generator
 from smoljax.generation.options import Ahead, Draft, Generation, Lookup, Sampling, Timings
+from smoljax.generation.serving import Engine
 from smoljax.nn.packed import pack, unpack
 from smoljax.nn.smolvlm import SmolVLM, Weights, forward
 from smoljax.processing.processor import Batch, Processor, Sample
+from smoljax.serving import Serving
 
 
 @dataclass(repr=False)
@@ -208,6 +210,14 @@ class VLM:
         batch = self.require_processor().batch(samples, **options)
         rows = self.generator.generate(batch.arrays(), max_new_tokens, sampling, ahead=_ahead(lookup, draft))
         return [self.text_of(row) for row in rows]
+
+    def serve(self, rows: int = 8, slots: int = 2048, **options: Any) -> Serving:
+        """Answers many requests, each with its own length, limit and sampling, as rows of one batch.
+
+        `rows` are answered at the same time, each of at most `slots` tokens; `options` are `stride`, `chunk` and
+        `prefix_bytes` of `smoljax.generation.serving.Engine`, which lists the errors.
+        """
+        return Serving(Engine(self.generator, rows, slots, **options), self.require_processor())
 
     def stream_text(
         self,

@@ -19,7 +19,8 @@ ALLOWED = {
     "processing": {"errors"},
     "convert": {"errors", "sharing", "config", "nn", "processing", "smoljax"},
     "generation": {"errors", "config", "ops", "nn"},
-    "vlm": {"errors", "config", "nn", "processing", "generation"},
+    "serving": {"errors", "processing", "generation"},
+    "vlm": {"errors", "config", "nn", "processing", "generation", "serving"},
     "hub": {"errors", "paths", "convert"},
     "models": {"errors", "config", "paths", "nn", "processing", "convert", "hub", "vlm"},
     "untrained": {"errors", "config", "presets", "nn", "processing", "convert", "models"},
@@ -50,6 +51,7 @@ ALLOWED = {
     | {
         "untrained",
         "smoljax",
+        "serving",
         "data",
         "training",
         "embedding",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from smoljax.cli import bench, convert, embed, eval, generate, ground, inspect, plan, preprocess, train
+from smoljax.cli import batch, bench, convert, embed, eval, generate, ground, inspect, plan, preprocess, train
 from smoljax.errors import SmoljaxError
 from smoljax.platform import skip_absent_tpu
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     ),
 )
 app.command("generate", rich_help_panel="Run")(generate.generate)
+app.command("batch", rich_help_panel="Run")(batch.batch)
 app.command("ground", rich_help_panel="Run")(ground.ground)
 app.command("embed", rich_help_panel="Run")(embed.embed)
 app.command("preprocess", rich_help_panel="Run")(preprocess.preprocess)

@@ -1,4 +1,4 @@
-"""The three compiled programs of generation, as pure functions of parameters and state."""
+"""The compiled programs of generation, as pure functions of parameters and state."""
 
 import dataclasses
 from typing import Any
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import SmolVLMConfig
+from smoljax.errors import UsageError
 from smoljax.generation.options import Sampling
 from smoljax.nn.cache import KVCache, init_cache
 from smoljax.nn.smolvlm import SmolVLM, apply, forward
@@ -183,3 +184,38 @@ def _choose(
         seen=state.seen.at[rows, token].set(True) if penalised else state.seen,
         finite=state.finite & finite.all(),
     )
+
+
+def extend(
+    config: SmolVLMConfig, params: Any, batch: dict[str, Array], cache: KVCache
+) -> tuple[KVCache, Float[Array, "B V"]]:
+    """Feeds a chunk of C tokens behind what the cache holds: a prompt is read by a loop of these.
+
+    Args:
+      config: static.
+      params: of the model.
+      batch: `input_ids` [B, C]; `attention_mask` [B, C], False on padding on either side, at least one token of a row
+        being real (absent: all are); where the chunk has image tokens, `image_features` [B, 1, C, D], the chunk's own
+        in the order of their places, whatever behind them.
+      cache: of S slots, C of which are free behind `index`; else the scores are NaN.
+
+    Returns:
+      The cache, whose `index` [B] stands behind each row's last real token, so that padding on the right takes no
+      slots; and the scores at that token, float32.
+
+    Raises:
+      UsageError: image tokens are not causal (`smoljax.sharing.SharingConfig`).
+    """
+    if config.sharing.image_attention != "causal":
+        raise UsageError(
+            f"image_attention is {config.sharing.image_attention!r}: prompts are read in chunks only where image "
+            "tokens are causal, as the released models' are"
+        )
+    B, C = batch["input_ids"].shape
+    mask = batch.get("attention_mask", jnp.ones((B, C), bool))
+    length = C - jnp.argmax(mask[:, ::-1], axis=1).astype(jnp.int32)
+    out = forward(config, params, batch, cache, "none")
+    assert out.cache is not None
+    last = jnp.take_along_axis(out.hidden, length[:, None, None] - 1, axis=1)[:, 0]
+    logits = apply(config, params, last, method=SmolVLM.logits)
+    return dataclasses.replace(out.cache, index=cache.index + length), logits
