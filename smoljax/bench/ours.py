@@ -12,7 +12,7 @@ from smoljax.bench.limits import matrix_gflops, memory_gb_s
 from smoljax.bench.memory import peak_bytes
 from smoljax.bench.prompts import PASSAGE, picture_prompt, text_prompt
 from smoljax.generation.generator import Generator
-from smoljax.generation.options import Lookup, Timings
+from smoljax.generation.options import Draft, Lookup, Timings
 from smoljax.models import enable_compilation_cache, load
 from smoljax.vlm import VLM
 
@@ -93,6 +93,24 @@ class Ours:
         found = self.generator.generate(batch, new, timings=timings, ahead=Lookup() if lookup else None)
         return {"seconds": timings.decode_s, "ids": found[0].token_ids, "passes": timings.passes}
 
+    @cached_property
+    def draft(self) -> Draft:
+        """The model's own int8 weights: of what can be had without another model, they guess best."""
+        return Draft(model=load(self.spec["model"], dtype=self.spec.get("dtype"), weights="int8"))
+
+    def free(self, new: int, draft: bool) -> dict[str, Any]:
+        """Seconds for `new` tokens of free text, with or without a draft."""
+        batch = self.vlm.prepare(prompt="Tell me a short story about a lighthouse keeper.").arrays()
+        timings, ahead = Timings(), self.draft if draft else None
+        found = self.generator.generate(batch, new, timings=timings, ahead=ahead)
+        return {
+            "seconds": timings.decode_s,
+            "ids": found[0].token_ids,
+            "passes": timings.passes,
+            "drafted": timings.drafted,
+            "accepted": timings.accepted,
+        }
+
     def limits(self) -> dict[str, Any]:
         """The machine's own: GFLOP/s of a large product, GB/s of reading memory."""
         return {"gflops": matrix_gflops(), "gb_s": memory_gb_s()}
@@ -105,7 +123,7 @@ class Ours:
 def main() -> None:
     """Serves until the parent closes the pipe."""
     ours = Ours(json.loads(sys.argv[1]))
-    names = ("weights", "decode", "prefill", "first_token", "answer", "repeat", "limits", "peak")
+    names = ("weights", "decode", "prefill", "first_token", "answer", "repeat", "free", "limits", "peak")
     serve({name: getattr(ours, name) for name in names})
 
 

@@ -110,7 +110,7 @@ def _compare(figure: Figure, pair: list[Contender], repeats: int) -> dict[str, A
     row = _row(figure, [[call["seconds"] for call in side] for side in calls])
     if "ids" in warm[0] and "ids" in warm[1]:
         row["same_ids"] = warm[0]["ids"] == warm[1]["ids"]
-    for key in ("vision_s", "passes"):
+    for key in ("vision_s", "passes", "drafted", "accepted"):
         if key in calls[0][0]:
             row[key] = statistics.median(call[key] for call in calls[0])
     return row

@@ -258,15 +258,21 @@ def _say(
 
 def _first(cache: KVCache, layers: int) -> KVCache:
     """The cache of the first `layers` layers."""
-    cross = None if cache.cross is None else tuple(kind[:layers] for kind in cache.cross)
-    return dataclasses.replace(cache, k=cache.k[:layers], v=cache.v[:layers], cross=cross)
+
+    def cut(slots: Any) -> Any:
+        return slots[:layers] if isinstance(slots, tuple) else jax.tree.map(lambda leaf: leaf[:layers], slots)
+
+    cross = None if cache.cross is None else tuple(cut(kind) for kind in cache.cross)
+    return dataclasses.replace(cache, k=cut(cache.k), v=cut(cache.v), cross=cross)
 
 
 def _with_first(cache: KVCache, first: KVCache, layers: int) -> KVCache:
     """`cache` with the slots of the first layers from `first`."""
 
     def joined(new: Any, old: Any) -> Any:
-        return (*new, *old[layers:]) if isinstance(old, tuple) else old.at[:layers].set(new)
+        if isinstance(old, tuple):
+            return (*new, *old[layers:])
+        return jax.tree.map(lambda fresh, whole: whole.at[:layers].set(fresh), new, old)
 
     cross = cache.cross
     if cross is not None:
