@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +21,9 @@ from smoljax.generation.lookup import looking_up
 from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
 from smoljax.nn.smolvlm import Weights, picture_params, stored_params
 from smoljax.nn.stacking import stack_layers
+
+#: What takes a prefill's state to that of decoding, where they differ, and what decodes.
+Programs = tuple[Callable[..., Any] | None, Callable[..., Any]]
 
 
 @dataclass
@@ -113,7 +116,7 @@ class Generator:
         timings: Timings,
     ) -> Iterator[np.ndarray]:
         controls = self._controls(sampling)
-        run = self._compile(kind, batch, max_new_tokens, sampling, timings)
+        run = self._compile(kind, batch, max_new_tokens, sampling, timings, behind=True)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
         once = self.once_weights
@@ -124,7 +127,10 @@ class Generator:
         _check_finite(state)
         yield tokens[:, :1]
         produced = reached = 1
-        weights, begin = kind.weights(self.weights), run.begin
+        if max_new_tokens == 1:
+            return
+        weights, begin, decode = kind.weights(self.weights), run.begin, run.decode
+        assert decode is not None
         # A step may bring more tokens than were asked for: they are there already when they are due.
         while produced < reached or (reached < max_new_tokens and not bool(state.done.all())):
             if produced == reached:
@@ -132,9 +138,8 @@ class Generator:
                 started = time.perf_counter()
                 if begin is not None:
                     state, begin = begin(weights, state, prompt, jnp.int32(max_new_tokens)), None
-                assert run.decode is not None
                 target = jnp.int32(min(produced + stride, max_new_tokens))
-                state = run.decode(weights, state, target, controls)
+                state = decode(weights, state, target, controls)
                 reached, tokens = state.reached(), np.asarray(state.tokens)
                 timings.decode_s += time.perf_counter() - started
                 timings.decode_steps += reached - produced
@@ -198,7 +203,9 @@ class Generator:
         max_new_tokens: int,
         sampling: Sampling,
         timings: Timings,
+        behind: bool = False,
     ) -> "Compiled":
+        """As `compile`; `behind` leaves what only the second token needs to a thread, beside the first one."""
         B, T = np.shape(batch["input_ids"])
         length = self._bucket(T)
         shapes: dict[str, Any] = {
@@ -218,18 +225,24 @@ class Generator:
         function = programs.prefill if self.stacked is None else programs.prefill_stacked
         args = (self._once_shapes, shapes, controls)
         prefill = self._program("prefill", static, partial(function, self.config, *static), args, timings)
-        begin = decode = None
-        if max_new_tokens > 1:
+        if max_new_tokens == 1:
+            return Compiled(vision, prefill)
+
+        def rest() -> Programs:
             state, number = self._results[prefill], jax.ShapeDtypeStruct((), jnp.int32)
-            weights = kind.weight_shapes(self.weight_shapes)
+            weights, begin = kind.weight_shapes(self.weight_shapes), None
             if kind.begin is not None:
                 prompt = kind.prompt_shapes(batch, shapes, timings)
                 args = (weights, state, prompt, number)
                 begin = self._program(f"{kind.name}_begin", kind.static, kind.begin, args, timings, (1,))
                 state = self._results[begin]
             args = (weights, state, number, controls)
-            decode = self._program(kind.name, kind.static, kind.decode, args, timings, (1,))
-        return Compiled(vision, prefill, decode, begin)
+            return begin, self._program(kind.name, kind.static, kind.decode, args, timings, (1,))
+
+        pool = ThreadPoolExecutor(1, "smoljax-compile")
+        found = pool.submit(rest)
+        pool.shutdown(wait=not behind)
+        return Compiled(vision, prefill, found)
 
     def encode_images(
         self,
@@ -364,15 +377,21 @@ class Generator:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The programs of one batch: `vision` only with pictures, `decode` only for more than one token.
-
-    `begin` takes a prefill's state to the one of `decode`, where that is another.
-    """
+    """The programs of one batch: `vision` only with pictures, the `rest` only for more than one token."""
 
     vision: Callable[..., Any] | None
     prefill: Callable[..., Any]
-    decode: Callable[..., Any] | None
-    begin: Callable[..., Any] | None = None
+    rest: "Future[Programs] | None" = None
+
+    @property
+    def decode(self) -> Callable[..., Any] | None:
+        """Makes the tokens behind the first one, waited for."""
+        return None if self.rest is None else self.rest.result()[1]
+
+    @property
+    def begin(self) -> Callable[..., Any] | None:
+        """Takes a prefill's state to the one of `decode`, where that is another; waited for."""
+        return None if self.rest is None else self.rest.result()[0]
 
 
 def _check_finite(state: Any) -> None:
