@@ -20,6 +20,7 @@ ALLOWED = {
     "convert": {"errors", "sharing", "config", "nn", "processing", "smoljax"},
     "generation": {"errors", "config", "ops", "nn"},
     "vlm": {"errors", "config", "nn", "processing", "generation"},
+    "export": {"errors", "config", "ops", "nn", "processing", "generation", "convert", "vlm", "smoljax"},
     "hub": {"errors", "paths", "convert"},
     "models": {"errors", "config", "paths", "nn", "processing", "convert", "hub", "vlm"},
     "untrained": {"errors", "config", "presets", "nn", "processing", "convert", "models"},
@@ -58,6 +59,7 @@ ALLOWED = {
         "platform",
         "plan",
         "bench",
+        "export",
     },
     "__main__": {"cli"},
 }
