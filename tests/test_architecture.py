@@ -21,6 +21,7 @@ ALLOWED = {
     "generation": {"errors", "config", "ops", "nn"},
     "serving": {"errors", "processing", "generation"},
     "vlm": {"errors", "config", "nn", "processing", "generation", "serving"},
+    "export": {"errors", "config", "ops", "nn", "processing", "generation", "convert", "vlm", "smoljax"},
     "hub": {"errors", "paths", "convert"},
     "models": {"errors", "config", "paths", "nn", "processing", "convert", "hub", "vlm"},
     "untrained": {"errors", "config", "presets", "nn", "processing", "convert", "models"},
@@ -60,6 +61,7 @@ ALLOWED = {
         "platform",
         "plan",
         "bench",
+        "export",
     },
     "__main__": {"cli"},
 }

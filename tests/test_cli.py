@@ -153,7 +153,7 @@ def test_inspect_and_models(folder):
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "preprocess", "logits", "convert", "fetch", "init", "models", "inspect"]
+    "command", ["generate", "preprocess", "logits", "convert", "export", "fetch", "init", "models", "inspect"]
 )
 def test_every_help_has_an_example(command):
     code, out, _ = call(command, "--help")

@@ -8,7 +8,20 @@ from typing import Annotated, Any
 
 import typer
 
-from smoljax.cli import batch, bench, convert, embed, eval, generate, ground, inspect, plan, preprocess, train
+from smoljax.cli import (
+    batch,
+    bench,
+    convert,
+    embed,
+    eval,
+    export,
+    generate,
+    ground,
+    inspect,
+    plan,
+    preprocess,
+    train,
+)
 from smoljax.errors import SmoljaxError
 from smoljax.platform import skip_absent_tpu
 
@@ -41,6 +54,7 @@ app.command("inspect", rich_help_panel="Models")(inspect.inspect)
 app.command("fetch", rich_help_panel="Models")(convert.fetch)
 app.command("init", rich_help_panel="Models")(convert.init)
 app.command("convert", rich_help_panel="Models")(convert.convert)
+app.command("export", rich_help_panel="Models")(export.export)
 
 
 def _version(value: bool) -> None:

@@ -150,15 +150,22 @@ def decode(
     def unfinished(state: DecodeState) -> Array:
         return (state.step < limit) & ~state.done.all()
 
-    def step(state: DecodeState) -> DecodeState:
-        # What is made of weights alone would be made once, before the loop, and kept beside them.
-        own, token = jax.lax.optimization_barrier((params, state.token))
-        out = forward(config, own, {"input_ids": token[:, None]}, state.cache, "last")
-        return _choose(
-            dataclasses.replace(state, cache=out.cache), out.logits[:, -1], sampled, penalised, controls
-        )
+    def body(state: DecodeState) -> DecodeState:
+        return step(config, sampled, penalised, params, state, controls)
 
-    return jax.lax.while_loop(unfinished, step, state)
+    return jax.lax.while_loop(unfinished, body, state)
+
+
+def step(
+    config: SmolVLMConfig, sampled: bool, penalised: bool, params: Any, state: DecodeState, controls: Controls
+) -> DecodeState:
+    """One pass of `decode`: feeds every row's newest token and chooses the next."""
+    # What is made of weights alone would be made once, before the loop, and kept beside them.
+    own, token = jax.lax.optimization_barrier((params, state.token))
+    out = forward(config, own, {"input_ids": token[:, None]}, state.cache, "last")
+    return _choose(
+        dataclasses.replace(state, cache=out.cache), out.logits[:, -1], sampled, penalised, controls
+    )
 
 
 def _choose(

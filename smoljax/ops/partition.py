@@ -48,6 +48,7 @@ class Partition:
 
 
 _ACTIVE: ContextVar[Partition | None] = ContextVar("partition", default=None)
+_PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
@@ -86,7 +87,17 @@ def ways(name: str) -> int:
     return 1 if partition is None else partition.ways(name)
 
 
+@contextmanager
+def traced_for(name: str) -> Iterator[None]:
+    """What is traced inside is for this platform ("cpu", "gpu", "tpu"), whatever this machine has."""
+    before = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(before)
+
+
 def platform() -> str:
     """The platform that is traced for."""
     partition = _ACTIVE.get()
-    return jax.default_backend() if partition is None else partition.platform
+    return _PLATFORM.get() or (jax.default_backend() if partition is None else partition.platform)

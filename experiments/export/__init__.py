@@ -1,0 +1,1 @@
+"""Exported programs in runtimes other than jax's own."""
