@@ -15,12 +15,12 @@ from smoljax import hub
 from smoljax.config import CacheKind, PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
 from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
-from smoljax.convert.native import holds_packed, map_packed
+from smoljax.convert.native import holds_packed, map_packed, verify
 from smoljax.convert.pages import Pages
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.nn.packed import pack
 from smoljax.nn.quantised import Quantisation
-from smoljax.nn.smolvlm import Weights
+from smoljax.nn.smolvlm import Weights, shapes_of
 from smoljax.nn.stacking import stack_layers, unstack_layers
 from smoljax.paths import compilation_cache
 from smoljax.processing.processor import Processor
@@ -140,19 +140,20 @@ def load(
             params = put(pack((checkpoint if checkpoint.params else read()).params))
             found = stack_layers(params) if scan_layers else params, None
         else:
-            stacked = map_packed(path)
-            pages = Pages(stacked, () if config.tie_embeddings else ("embedding/table", "embedding/rows"))
+            verify(path)
+            pages = Pages(mapped, () if config.tie_embeddings else ("embedding/table", "embedding/rows"))
             if lean:
                 vlm.hold = pages.only
             else:
                 pages.all()
-            found = (put(stacked), None) if scan_layers else (put(unstack_layers(stacked)), put(stacked))
+            found = (put(mapped), None) if scan_layers else (put(unstack_layers(mapped)), put(mapped))
         vlm.load_s = time.perf_counter() - started
         return found
 
     kind = kind_of(path)
     later = background and kind == "native"
     as_stored = kind == "native" and _laid_out(path, weights, dtype)
+    mapped = map_packed(path) if as_stored else {}
     checkpoint = open_checkpoint(path) if later or as_stored else read()
     processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none", cache=cache)
@@ -172,6 +173,8 @@ def load(
         tile_batch=tile_batch,
         kept=weights or rounded or dtype,  # type: ignore[arg-type]
     )
+    if as_stored:
+        vlm.shapes = shapes_of(mapped if scan_layers else unstack_layers(mapped))
     scanned = as_stored and not scan_layers and jax.default_backend() == "cpu"
     if later:
         pool = ThreadPoolExecutor(1, "smoljax-load")

@@ -37,6 +37,7 @@ class VLM:
       kept: how the weights are kept.
       stacked: the same memory with its layers stacked, or a Future of it, where a native folder holds it so on a CPU:
         programs that run once an answer are compiled from one layer instead of all.
+      shapes: of `weights`, where they are known before these are read.
       hold: keeps the mapped weights of the parts it is told in memory, and no others (`smoljax.load(lean=True)`); known
         once they are read.
     """
@@ -51,6 +52,7 @@ class VLM:
     tile_batch: int | None = None
     kept: Weights = "float32"
     stacked: dict[str, Any] | Future[dict[str, Any] | None] | None = None
+    shapes: dict[str, Any] | None = None
     hold: Callable[..., None] | None = None
     _plain: dict[str, Any] | None = field(default=None, init=False)
 
@@ -92,7 +94,7 @@ class VLM:
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
         """Other weights of the same shapes; compiled programs are kept."""
-        self.weights, self.stacked, self._plain = pack(params), None, None
+        self.weights, self.stacked, self.shapes, self._plain = pack(params), None, None, None
         self.generator.replace_params(self.weights)
 
     @property
@@ -105,7 +107,7 @@ class VLM:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
         found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept, self.stacked)
-        return Generator(self.config, *found, at_work=self.keep_at_work)
+        return Generator(self.config, *found, self.shapes, self.keep_at_work)
 
     def keep_at_work(self, *parts: str) -> None:
         """Keeps the mapped weights of these parts alone in memory, where the model was loaded `lean`."""

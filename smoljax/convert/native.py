@@ -116,8 +116,7 @@ def load_native(
             f"{folder}: its weights are {kind}: they answer and are measured, but are neither trained nor converted; "
             "take the checkpoint that it was made from"
         )
-    if wrong := first_difference(folder, metadata["files"], content=verify):
-        raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
+    _check_files(folder, metadata, content=verify)
     params = _restore(folder, config, metadata["layout"], kind)
     params = unstack_layers(unpack(config.text, params) if metadata["layout"].get("packed") else params)
     if dtype is not None and kind is None:
@@ -131,18 +130,28 @@ def holds_packed(folder: str | Path) -> bool:
     return bool(layout["scan_layers"] and layout.get("packed"))
 
 
-def map_packed(folder: str | Path, *, verify: bool = True) -> dict[str, Any]:
+def map_packed(folder: str | Path) -> dict[str, Any]:
     """The weights of a folder that `holds_packed`, as they are stored: packed, layers stacked, no copies.
+
+    Only the sizes of its files are checked; `verify` looks at their content.
 
     Raises:
       SmoljaxError: as `load_native`.
     """
     folder = Path(folder)
     metadata = read_metadata(folder)
-    config, kind = _config(folder, metadata), metadata.get("quantised")
-    if wrong := first_difference(folder, metadata["files"], content=verify):
+    _check_files(folder, metadata, content=False)
+    return _restore(folder, _config(folder, metadata), metadata["layout"], metadata.get("quantised"))
+
+
+def verify(folder: str | Path) -> None:
+    """Raises SmoljaxError where a file of a native folder has not the content that it was written with."""
+    _check_files(Path(folder), read_metadata(Path(folder)), content=True)
+
+
+def _check_files(folder: Path, metadata: dict[str, Any], *, content: bool) -> None:
+    if wrong := first_difference(folder, metadata["files"], content=content):
         raise SmoljaxError(f"{folder}: damaged: {wrong}; convert it again")
-    return _restore(folder, config, metadata["layout"], kind)
 
 
 def open_native(folder: str | Path) -> Checkpoint:

@@ -19,7 +19,7 @@ from smoljax.generation.decoding import Decoding, one_by_one
 from smoljax.generation.draft import drafting
 from smoljax.generation.lookup import looking_up
 from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
-from smoljax.nn.smolvlm import Weights, picture_params, stored_params
+from smoljax.nn.smolvlm import Weights, picture_params, shapes_of, stored_params
 from smoljax.nn.stacking import stack_layers
 
 #: What takes a prefill's state to that of decoding, where they differ, and what decodes.
@@ -41,6 +41,7 @@ class Generator:
       kept: how parameters that are still being read are kept; None: in the compute dtype.
       stacked: the memory of `params` with its layers stacked, or a Future of it: prefill and patch encoder, which run
         once an answer, are compiled from one layer then, in a fraction of the time. None: they read `params`.
+      shapes: of `params`, where they are known before these are read; else made from `kept`.
       at_work: told which parts of the parameters the next programs read, for whoever keeps only those in memory.
     """
 
@@ -51,6 +52,7 @@ class Generator:
     tile_batch: int | None = None
     kept: Weights | None = None
     stacked: Any = None
+    shapes: Any = None
     at_work: Callable[..., None] = lambda *parts: None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
     _results: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
@@ -289,14 +291,16 @@ class Generator:
         if self.stacked is not None:
             self.stacked = None
             self.compiled.clear()
-        self.params = params
+        self.params, self.shapes = params, None
         self.__dict__.pop("weight_shapes", None)
 
     @cached_property
     def weight_shapes(self) -> Any:
         """The parameters' shapes and dtypes, known before the weights are there."""
+        if self.shapes is not None:
+            return self.shapes
         if not isinstance(self.params, Future):
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
+            return shapes_of(self.params)
         return stored_params(self.config, self.kept or self.config.compute.dtype)
 
     @property
