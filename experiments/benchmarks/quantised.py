@@ -154,7 +154,7 @@ def markdown(result: Mapping[str, Any], of: str) -> str:
                 f"| {row['weights']} | {text['mb']:.0f} MB | {measured} | {eyes['mb']:.1f} MB | {answers} |"
             )
         else:
-            lines.append(f"| {row['cache']} | {text['token_bytes'] / 1024:.1f} KB | {measured} | {answers} |")
+            lines.append(f"| {row['cache']} | {text['token_bytes'] / 1e3:.1f} KB | {measured} | {answers} |")
     return "\n".join(lines) + "\n"
 
 
