@@ -12,9 +12,10 @@ import jax
 import pytest
 
 from smoljax import presets
-from smoljax.bench.prompts import text_prompt
+from smoljax.bench.prompts import picture_prompt, text_prompt
 from smoljax.generation.generator import Generator
 from smoljax.nn.smolvlm import stored_params
+from smoljax.nn.stacking import stack_layers
 
 KEPT = ("float32", "bfloat16", "int8", "int4")
 
@@ -111,3 +112,31 @@ def test_nothing_is_compiled_for_a_longer_answer_of_the_same_bucket():
     for prompt, new in ((100, 40), (120, 64), (99, 50)):
         generator.compile(text_prompt(prompt), new)
     assert generator.num_compilations == 2
+
+
+def test_the_scores_of_all_heads_never_exist():
+    """A tile's attention goes head by head: 50 MB of scores a layer were transposed and copied in memory before."""
+    config = presets.smolvlm_256m()
+    vision = dataclasses.replace(config.vision, num_layers=2)
+    config = dataclasses.replace(config, vision=vision, text=dataclasses.replace(config.text, num_layers=1))
+    batch = picture_prompt(8, config.image_seq_len, config.image_token_id, vision.image_size)
+    program = Generator(config, stored_params(config, "float32"), (), 0).compile(batch, 1).vision
+    scores = 4 * vision.num_heads * vision.num_patches**2
+    activations = 4 * vision.num_patches * vision.intermediate_size
+    assert program.memory_analysis().temp_size_in_bytes < scores
+    assert program.memory_analysis().temp_size_in_bytes < 5 * activations + scores / vision.num_heads
+
+
+def test_one_layer_is_compiled_for_what_runs_once():
+    """Over stacked weights the prefill does not grow with the layers, nor copies them."""
+    config = presets.get("smollm2-135m")
+    lines = []
+    for layers in (2, 4):
+        own = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=layers))
+        shapes = stored_params(own, "float32")
+        generator = Generator(own, shapes, (), 0, stacked=stack_layers(shapes))
+        program = generator.compile(text_prompt(100), 1).prefill
+        lines.append(len(program.as_text().splitlines()))
+        a_layer = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["decoder"]["layers_0"]))
+        assert program.memory_analysis().temp_size_in_bytes < 2 * a_layer
+    assert lines[1] < 1.1 * lines[0]

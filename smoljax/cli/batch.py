@@ -50,17 +50,13 @@ def batch(
     slots: Annotated[
         int, typer.Option(min=1, help="Tokens of prompt and answer that a row can hold.")
     ] = 2048,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
+    max_new_tokens: common.NewTokensOption = 128,
     prefix_mb: Annotated[
         int, typer.Option(min=0, help="Memory for beginnings that prompts share; 0: none.")
     ] = 256,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the best token; above, tokens are drawn.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw among the fewest tokens that hold this probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")] = 0,
+    temperature: common.TemperatureOption = 0.0,
+    top_p: common.TopPOption = 1.0,
+    top_k: common.TopKOption = 0,
     seed: Annotated[int, typer.Option(help="Of the draws: request n draws with seed + n.")] = 0,
     longest_edge: common.LongestEdgeOption = None,
     no_split: common.NoSplitOption = False,

@@ -102,6 +102,10 @@ CacheOption = Annotated[
         show_default="as --dtype",
     ),
 ]
+NewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 takes the best token; above, tokens are drawn.")]
+TopPOption = Annotated[float, typer.Option(help="Draw among the fewest tokens that hold this probability.")]
+TopKOption = Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

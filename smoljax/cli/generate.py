@@ -14,14 +14,10 @@ from smoljax.errors import UsageError
 def generate(
     model: common.ModelOption,
     sample: dict[str, Any],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(help="0 takes the best token; above, tokens are drawn.")
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw among the fewest tokens that hold this probability.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among this many best tokens; 0: all.")] = 0,
+    max_new_tokens: common.NewTokensOption = 128,
+    temperature: common.TemperatureOption = 0.0,
+    top_p: common.TopPOption = 1.0,
+    top_k: common.TopKOption = 0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws; the same seed gives the same answer.")] = 0,
     lookup: Annotated[
