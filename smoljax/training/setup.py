@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax.config import SmolVLMConfig
 from smoljax.convert.convert import load_checkpoint, open_checkpoint
+from smoljax.convert.pages import give_back_freed
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import check_processor, processor_of, resolve
 from smoljax.nn.adapt import adapt, adapted
@@ -186,6 +187,7 @@ def make_state(
             params = jax.tree.unflatten(tree, placed)
             if "objectives" in splits.params:
                 params["objectives"] = jax.jit(own_of, out_shardings=splits.params["objectives"])()
+        give_back_freed()
         made = jax.jit(rest_of, out_shardings=splits.replace(params=None))(params)
         return made.replace(params=params)
 
