@@ -39,7 +39,7 @@ class TrainOurs:
     def step(self, rows: int, words: int, steps: int) -> dict[str, Any]:
         """Seconds and losses of `steps` steps on one batch, float32, AdamW; compiled, and loaded, first.
 
-        Beside them `compile_s` and `temporary_bytes` of the compiled step.
+        Beside them `tokens` of a row, `compile_s` and `temporary_bytes` of the compiled step.
         """
         spec, folder = self.spec, Path(self.spec["model"])
         scan, remat = spec["scan_layers"], spec["remat"]
@@ -93,6 +93,7 @@ class TrainOurs:
 
         return {
             **timed_steps(one, steps),
+            "tokens": arrays["input_ids"].shape[1],
             "compile_s": compile_s,
             "temporary_bytes": memory.temp_size_in_bytes if memory else None,
         }
