@@ -17,4 +17,16 @@ def decode(**what):
     return {"seconds": SPEC["seconds"], "ids": [1, what["new"]]}
 
 
-serve({"decode": decode, "peak": lambda: {"bytes": SPEC["seconds"] * 1e9}})
+def step(**what):
+    return {"seconds": SPEC["seconds"], "losses": [11.0, 10.0 + SPEC["apart"]]}
+
+
+LIMITS = {"gflops": 1.0, "gb_s": 1.0}
+serve(
+    {
+        "decode": decode,
+        "step": step,
+        "limits": lambda: LIMITS,
+        "peak": lambda: {"bytes": SPEC["seconds"] * 1e9},
+    }
+)

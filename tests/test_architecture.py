@@ -34,7 +34,8 @@ ALLOWED = {
     "analysis": {"errors", "config", "nn", "processing", "generation", "vlm", "evaluation", "training"},
     "interop": {"errors", "config", "nn"},
     "platform": set(),
-    "bench": {"errors", "nn", "convert", "generation", "vlm", "hub", "models", "untrained"},
+    "bench": {"errors", "nn", "processing", "convert", "generation", "vlm", "hub", "models", "untrained"}
+    | {"training"},
     "plan": {"errors", "config", "ops", "nn", "generation", "data", "training"},
     "cli": {
         "errors",

@@ -1,18 +1,23 @@
 """`smoljax bench`: contenders that answer and fail, comparisons, tables, and what the command refuses."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from smoljax import presets
 from smoljax.bench import report, run
 from smoljax.bench.contender import start
 from smoljax.bench.figures import FIGURES, Figure
 from smoljax.bench.gguf_copies import write_copy
 from smoljax.bench.memory import peak_bytes
-from smoljax.bench.prompts import picture_prompt, text_prompt
+from smoljax.bench.prompts import picture_prompt, text_prompt, training_batch
 from smoljax.cli.main import main
 from smoljax.errors import SmoljaxError, UsageError
+from smoljax.nn.smolvlm import SmolVLM, abstract_params
+from smoljax.training.flops import forward_flops
 
 
 @pytest.fixture
@@ -57,12 +62,55 @@ def test_calls_are_compared(echo):
 def test_processes_are_compared(echo, kind, unit, ratio):
     figure = Figure("k", "t", "decode", {"prompt": 1, "new": 1}, "a", "b", 0, 2.0, kind, kind=kind)
     specs = [(name, "tests.bench_echo", {"seconds": s}) for name, s in (("a", 0.5), ("b", 1.5))]
-    row = run._compare_processes(figure, specs, 1, 1)
+    row = run._compare_processes(figure, run._run_processes(figure, specs, 1, 1))
     assert row["unit"] == unit
     if ratio is None:
         assert 0 < row["ours"] < 60  # a process's start takes what it takes
     else:
         assert (row["ratio"], row["ours"]) == (ratio, 0.5)
+
+
+def test_time_and_memory_of_training_come_from_the_same_processes(monkeypatch, tmp_path):
+    """And losses that are apart are an error."""
+    made, begin = [], run.start
+    specs = {"smoljax": {"seconds": 0.5, "apart": 0.0}, "transformers": {"seconds": 1.0, "apart": 0.25}}
+
+    def counted(name, module, spec, threads):
+        made.append(name)
+        if name == "limits":
+            module, spec = "tests.bench_echo", {}
+        return begin(name, module, spec, threads)
+
+    monkeypatch.setattr(run, "start", counted)
+    monkeypatch.setattr(
+        run.Weights, "spec", lambda self, name: ("tests.bench_echo", {**specs[name.split()[0]]})
+    )
+    result = run.measure(run.chosen(("train",), ("transformers",)), 1, 1, tmp_path)
+    step, peak = result["rows"]
+    assert (step["unit"], step["ours"], step["ratio"], step["reached"]) == ("s", 0.5, 2.0, True)
+    assert (peak["unit"], peak["ours"], peak["ratio"], peak["reached"]) == ("GB", 0.5, 2.0, True)
+    assert made.count("smoljax 256M training") == 2  # one to warm up, one that counts, for both rows
+    with pytest.raises(SmoljaxError, match=r"losses of smoljax 256M training and .* are 0\.25 apart"):
+        run.check(result)
+    step["loss_difference"] = peak["loss_difference"] = 1e-6
+    run.check(result)
+
+
+def test_the_patch_encoders_work_is_that_of_the_compiled_program():
+    small = presets.tiny()
+    assert small.vision is not None
+    # Wide enough for products to be nearly all: norms and activations are not counted.
+    vision = dataclasses.replace(small.vision, hidden_size=192, intermediate_size=768)
+    config, side = dataclasses.replace(small, vision=vision), vision.image_size
+    pixels = jax.ShapeDtypeStruct((1, 1, 3, side, side), "float32")
+    plain = config.with_compute(attention="plain")  # no loops, so that XLA counts all of it
+
+    def encode(params, pixels):
+        return SmolVLM(plain).apply({"params": params}, pixels, method=SmolVLM.encode_images)[0]
+
+    cost = jax.jit(encode).lower(abstract_params(plain), pixels).compile().cost_analysis()
+    counted = forward_flops(config, rows=1, tokens=0, tiles=1)
+    assert counted == pytest.approx(cost["flops"], rel=0.03)
 
 
 def test_figures_are_chosen_by_name_group_and_peer():
@@ -100,6 +148,8 @@ def test_the_table_says_what_was_measured(tmp_path):
         "2.3× missed | 69% of reading memory |" in table
     )
     assert "315 GFLOP/s and 35.2 GB/s" in table
+    row["vision_share"] = row.pop("memory_share") + 0.15
+    assert "| 84% of the matrix product in the patch encoder |" in report.markdown(result)
     report.plot(result, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
@@ -122,6 +172,11 @@ def test_prompts_are_the_same_every_time():
     for key in one:
         np.testing.assert_array_equal(one[key], other[key])
     assert (one["input_ids"] == 49190).sum() == 64
+    rows = training_batch(2, 10, 4, 300, 32)
+    np.testing.assert_array_equal(rows["input_ids"], training_batch(2, 10, 4, 300, 32)["input_ids"])
+    assert rows["input_ids"].shape == (2, 14)
+    assert (rows["loss_mask"] == (rows["input_ids"] != 300)).all()
+    assert (~rows["loss_mask"]).sum() == 2 * 4
     assert text_prompt(5, 3)["input_ids"].shape == (3, 5)
     assert peak_bytes() > 50e6
 

@@ -3,11 +3,13 @@
     python -m experiments.benchmarks.train_step [--runs 3] [--json]
     python -m experiments.benchmarks.train_step --geometry tiny        # a check of the program, in a minute
 
-Random weights of a released geometry are written once, for both. Then processes of the two take turns; each trains
-`--steps` steps on the same batch (rows of one tile and `--tokens` words, every word learned): forward, backward,
+What `smoljax bench --what train` measures, with settings to try. Random weights of a released geometry are written
+once, for both. Then processes of the two (`smoljax.bench.train_ours`, `train_theirs`) take turns; each trains
+`--steps` steps on the same batch (rows of one tile and `--words` words, every word learned): forward, backward,
 gradients clipped to norm 1, AdamW. The first step of a process warms up and is not timed, but its loss counts: all
-losses of the two must agree. The peak is the most resident memory a process ever had, loading included.
-smoljax takes one process more, first, that fills the compilation cache. Needs `make reference`.
+losses of the two must agree. The peak is the most resident memory a process ever had, loading included. smoljax takes
+one process more, first, that fills the compilation cache. Needs `make reference`, and for 256M the fetched
+smollm2-135m (its tokenizer).
 """
 
 import argparse
@@ -15,26 +17,17 @@ import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+from smoljax.bench.contender import start
+from smoljax.bench.run import LOSSES_APART
+from smoljax.convert.convert import convert
+from smoljax.untrained import make_untrained
 
-from smoljax import presets
-from smoljax.config import SmolVLMConfig
-from smoljax.convert.checkpoint import Checkpoint
-from smoljax.convert.hf import json_bytes, save_hf
-from smoljax.convert.hf_config import to_hf_config
-from smoljax.convert.native import save_native
-from smoljax.nn.smolvlm import init_params
-from smoljax.nn.stacking import unstack_layers
-
-GEOMETRIES = {"256m": presets.smolvlm_256m, "tiny": presets.tiny}
+GEOMETRIES = {"256m": "smolvlm-256m", "tiny": "tiny"}
 # Keeps memory in the process between steps instead of giving it back and clearing it again; glibc only.
 MALLOC = {
     "MALLOC_ARENA_MAX": "1",
@@ -43,71 +36,33 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-TOLERANCE = 1e-3  # of a loss of about 11; later steps stand on updates that round otherwise
 
 
-def write_weights(config: SmolVLMConfig, native: Path, hf: Path) -> None:
-    """The same random weights in both layouts."""
-    stacked = config.with_compute(scan_layers=True)  # compiles in a fraction of the time
-    params = unstack_layers(jax.jit(lambda key: init_params(stacked, key))(jax.random.key(0)))
-    params = jax.tree.map(np.asarray, params)
-    files = {"config.json": json_bytes(to_hf_config(config, dtype="float32"))}
-    checkpoint = Checkpoint(config, params, files, untrained=True)
-    save_native(checkpoint, native)
-    save_hf(checkpoint, hf)
-
-
-def make_batch(config: SmolVLMConfig, rows: int, words: int) -> dict[str, np.ndarray]:
-    """Rows of one tile and `words` words; everything but the picture's tokens is learned."""
-    assert config.vision is not None
-    assert config.image_token_id is not None
-    draw = np.random.default_rng(0)
-    seats, side = config.image_seq_len, config.vision.image_size
-    # Below every special token, so that no word is taken for a picture.
-    ids = draw.integers(10, config.image_token_id - 100, (rows, seats + words), dtype=np.int32)
-    ids[:, 1 : 1 + seats] = config.image_token_id
-    tokens = ids.shape[1]
-    return {
-        "input_ids": ids,
-        "loss_mask": ids != config.image_token_id,
-        "segment_ids": np.ones_like(ids),
-        "branch_ids": np.zeros_like(ids),
-        "positions": np.tile(np.arange(tokens, dtype=np.int32), (rows, 1)),
-        "pixel_values": draw.standard_normal((rows, 1, 3, side, side)).astype(np.float32),
-        "tile_mask": np.ones((rows, 1), bool),
-    }
-
-
-def call(
-    module: str, folder: Path, batch: Path, settings: dict[str, Any], env: dict[str, str]
-) -> dict[str, Any]:
-    """What one process of a side printed."""
-    command = [sys.executable, "-m", f"experiments.benchmarks.{module}", str(folder), str(batch)]
-    run = subprocess.run(
-        [*command, json.dumps(settings)], stdout=subprocess.PIPE, text=True, env={**os.environ, **env}
-    )
-    if run.returncode:
-        raise SystemExit(f"{module} ended with status {run.returncode}")
-    return json.loads(run.stdout.splitlines()[-1])
+def call(module: str, spec: dict[str, Any], what: dict[str, int], env: dict[str, str]) -> dict[str, Any]:
+    """What one process of a side answers."""
+    threads = os.cpu_count() or 1
+    process = start(module, f"smoljax.bench.{module}", {**spec, "threads": threads}, threads, env)
+    try:
+        return process.ask("step", **what)
+    finally:
+        process.close()
 
 
 def summary(processes: list[dict[str, Any]]) -> dict[str, Any]:
     """Median step and highest peak of a side's processes."""
-    timed = [run["seconds"][1:] for run in processes]
+    timed = [run["all_s"][1:] for run in processes]
     return {
         "median_s": round(statistics.median([second for run in timed for second in run]), 3),
         "all_s": [[round(second, 3) for second in run] for run in timed],
-        "peak_gb": round(max(run["peak_bytes"] for run in processes) / 1e9, 3),
-        "all_peaks_gb": [round(run["peak_bytes"] / 1e9, 3) for run in processes],
-        "before_steps_gb": round(max(run["peak_before_steps_bytes"] for run in processes) / 1e9, 3),
+        "peak_gb": round(max(run["bytes"] for run in processes) / 1e9, 3),
+        "all_peaks_gb": [round(run["bytes"] / 1e9, 3) for run in processes],
+        "before_steps_gb": round(max(run["bytes_before"] for run in processes) / 1e9, 3),
         "losses": processes[-1]["losses"],
     }
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs everything; the result as JSON."""
-    config = GEOMETRIES[args.geometry]()
-    adam = {"steps": args.steps, "lr": 1e-4, "weight_decay": 0.01}
     own = {
         "scan_layers": args.scan,
         "remat": args.remat,
@@ -116,26 +71,24 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "fsdp": args.fsdp,
     }
     env = MALLOC if args.malloc else {}
+    what = {"rows": args.rows, "words": args.words, "steps": args.steps}
     with tempfile.TemporaryDirectory(dir=args.scratch) as place:
-        native, hf, batch = Path(place) / "native", Path(place) / "hf", Path(place) / "batch.npz"
-        write_weights(config, native, hf)
-        rows = make_batch(config, args.rows, args.words)
-        np.savez(batch, **rows)  # pyright: ignore[reportArgumentType]
+        native, hf = Path(place) / "native", Path(place) / "hf"
+        preset = GEOMETRIES[args.geometry]
+        make_untrained(preset, native, seed=0, tokenizer="smollm2-135m", dtype="float32")
+        convert(native, hf, "hf")
         cache = {**env, "SMOLJAX_CACHE": str(Path(place) / "cache")}
-
-        def smoljax_process(steps: int) -> dict[str, Any]:
-            return call("train_step_smoljax", native, batch, {**adam, **own, "steps": steps}, cache)
-
-        cold = smoljax_process(1)
+        spec = {"model": str(native), **own}
+        cold = call("train_ours", spec, {**what, "steps": 1}, cache)
         ours, theirs = [], []
         for _ in range(args.runs):
-            ours.append(smoljax_process(args.steps))
+            ours.append(call("train_ours", spec, what, cache))
             if not args.ours_only:
-                theirs.append(call("train_step_torch", hf, batch, {**adam, "fused": args.fused}, env))
+                theirs.append(call("train_theirs", {"model": str(hf), "fused": args.fused}, what, env))
     result: dict[str, Any] = {
         "what": f"training step, {args.geometry} geometry, float32, AdamW, batch {args.rows}, one tile "
         f"+ {args.words} words a row",
-        "tokens_a_row": rows["input_ids"].shape[1],
+        "tokens_a_row": ours[0]["tokens"],
         "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "versions": {name: version(name) for name in ("jax", "optax", "torch", "transformers")},
         "malloc_settings": args.malloc,
@@ -143,7 +96,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             **summary(ours),
             "settings": own,
             "compile_s": round(cold["compile_s"], 1),
-            "cold_peak_gb": round(cold["peak_bytes"] / 1e9, 3),
+            "cold_peak_gb": round(cold["bytes"] / 1e9, 3),
             "temporary_gb": round((ours[0]["temporary_bytes"] or 0) / 1e9, 3),
         },
     }
@@ -153,7 +106,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         result["time_ratio"] = round(result["smoljax"]["median_s"] / result["transformers"]["median_s"], 3)
         result["peak_ratio"] = round(result["smoljax"]["peak_gb"] / result["transformers"]["peak_gb"], 3)
         result["largest_loss_difference"] = max(abs(a - b) for a, b in pairs)
-        result["same_losses"] = result["largest_loss_difference"] <= TOLERANCE
+        result["same_losses"] = result["largest_loss_difference"] <= LOSSES_APART
     return result
 
 
@@ -188,7 +141,12 @@ def main() -> None:
     add("--rows", type=int, default=2, help="batch size")
     add("--words", type=int, default=128, help="text tokens of a row, besides its tile's")
     add("--scan", action="store_true", help="smoljax: scan over layers")
-    add("--remat", choices=("none", "dots", "full"), default="none", help="smoljax: what is recomputed")
+    add(
+        "--remat",
+        choices=("none", "dots", "projections", "full"),
+        default="none",
+        help="smoljax: what is recomputed",
+    )
     add("--chunk", type=int, default=1024, help="smoljax: tokens whose scores exist at a time")
     add("--host-devices", type=int, default=1, help="smoljax: devices made of the CPU")
     add("--fsdp", type=int, default=1, help="smoljax: ways the state is split")

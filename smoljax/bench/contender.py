@@ -4,6 +4,7 @@ Parent and contender speak in lines of JSON over pipes: {"do": "decode", …} go
 works the others wait without turning, so that runs of several can be interleaved.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -55,7 +56,10 @@ class Contender:
     def close(self) -> None:
         """Ends the process."""
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # it is gone, and what it was asked last lies here unsent
+                self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -66,8 +70,10 @@ class Contender:
         self.log.close()
 
 
-def start(name: str, module: str, spec: Mapping[str, Any], threads: int) -> Contender:
-    """Starts a contender's process; it loads its model when first asked."""
+def start(
+    name: str, module: str, spec: Mapping[str, Any], threads: int, env: Mapping[str, str] | None = None
+) -> Contender:
+    """Starts a contender's process, in this environment and `env`; it loads its model when first asked."""
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
     process = subprocess.Popen(
         [sys.executable, "-m", module, json.dumps(spec)],
@@ -75,7 +81,7 @@ def start(name: str, module: str, spec: Mapping[str, Any], threads: int) -> Cont
         stdout=subprocess.PIPE,
         stderr=log,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2", **(env or {})},
     )
     if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as it is given cores
         os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:threads])

@@ -16,8 +16,9 @@ class Figure:
       tokens: of one action, for tokens a second; 0 where seconds are compared.
       target: the least ratio, ours over peer's in tokens a second, or peer's seconds over ours; None: reported only.
       group: a name for several, for `--what`.
-      kind: "call": a call in a process that is warm; "start": a process from its start to the call's end; "peak": the
-        most memory of a process that did the call.
+      kind: "call": a call in a process that is warm; "alone": a call in a process that does nothing else; "start": a
+        process from its start to the call's end; "peak": the most memory of a process that did the call. Figures of
+        the last three that differ in this alone are read off the same processes.
       peer_what: the peer's arguments where they differ.
     """
 
@@ -30,7 +31,7 @@ class Figure:
     tokens: int
     target: float | None
     group: str = ""
-    kind: Literal["call", "start", "peak"] = "call"
+    kind: Literal["call", "alone", "start", "peak"] = "call"
     peer_what: dict[str, Any] | None = None
 
 
@@ -59,6 +60,12 @@ def _whole(
 ) -> Figure:
     ours, peer = f"smoljax 256M {weights}", "transformers 256M float32"
     return Figure(f"{kind}_{weights}", title, do, what, ours, peer, 0, target, kind, kind)
+
+
+def _train(key: str, title: str, kind: Literal["alone", "peak"], target: float) -> Figure:
+    what = {"rows": 2, "words": 128, "steps": 4}
+    ours, peer = "smoljax 256M training", "transformers 256M training"
+    return Figure(key, title, "step", what, ours, peer, 0, target, "train", kind)
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -114,4 +121,6 @@ FIGURES: tuple[Figure, ...] = (
     _whole("start", "process start to first token", {"words": 100}, "first_token", 2.5, "float32"),
     _whole("peak", "peak memory of an answer, float32", {"words": 100, "new": 64}, "answer", 1.25, "float32"),
     _whole("peak", "peak memory of an answer, int8", {"words": 100, "new": 64}, "answer", 2.5, "int8"),
+    _train("train_step", "training step, batch 2, float32", "alone", 1.05),
+    _train("train_peak", "peak memory of training, batch 2, float32", "peak", 1.43),
 )

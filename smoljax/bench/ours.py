@@ -14,6 +14,7 @@ from smoljax.bench.prompts import PASSAGE, picture_prompt, text_prompt
 from smoljax.generation.generator import Generator
 from smoljax.generation.options import Draft, Lookup, Timings
 from smoljax.models import enable_compilation_cache, load
+from smoljax.training.flops import forward_flops
 from smoljax.vlm import VLM
 
 
@@ -67,7 +68,7 @@ class Ours:
         return {"seconds": timings.prefill_s, "ids": found[0].token_ids}
 
     def first_token(self, words: int) -> dict[str, Any]:
-        """Seconds from a picture of one tile and `words` words to the first token."""
+        """Seconds from a picture of one tile and `words` words to the first token; the encoder's, and its work."""
         timings = Timings()
         config = self.generator.config
         assert config.vision is not None
@@ -76,6 +77,7 @@ class Ours:
         return {
             "seconds": timings.vision_s + timings.prefill_s,
             "vision_s": timings.vision_s,
+            "vision_gflop": forward_flops(config, rows=1, tokens=0, tiles=1) / 1e9,
             "ids": found[0].token_ids,
         }
 

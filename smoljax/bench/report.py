@@ -19,6 +19,8 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 def share(row: Mapping[str, Any]) -> str:
     """The part of the machine's limit that ours used."""
+    if "vision_share" in row:
+        return f"{row['vision_share']:.0%} of the matrix product in the patch encoder"
     return f"{row['memory_share']:.0%} of reading memory" if "memory_share" in row else "–"
 
 

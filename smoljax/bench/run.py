@@ -1,6 +1,7 @@
 """Makes the weights, starts the contenders, asks them in turn, and compares."""
 
 import importlib.util
+import json
 import os
 import statistics
 import tempfile
@@ -22,6 +23,8 @@ from smoljax.untrained import make_untrained
 
 #: What a peer needs to be found.
 PEERS = {"transformers": ("torch", "transformers"), "llama.cpp": ("xllamacpp", "gguf")}
+#: How far losses of about 11 may be apart; later steps stand on updates that round otherwise.
+LOSSES_APART = 1e-3
 Said = Callable[[str], None]
 
 
@@ -74,6 +77,7 @@ def measure(
     result: dict[str, Any] = {"threads": threads, "repeats": repeats, "peers": found_peers(), "rows": []}
     with _folder(workdir) as place, ExitStack() as stack:
         weights, running = Weights(place, say), dict[str, Contender]()
+        processes: dict[str, list[list[dict[str, Any]]]] = {}
 
         def contender(name: str) -> Contender:
             if name not in running:
@@ -87,8 +91,15 @@ def measure(
         for figure in figures:
             say(f"{figure.title}: {figure.ours} and {figure.peer}")
             if figure.kind != "call":
-                specs = [(name, *weights.spec(name)) for name in (figure.ours, figure.peer)]
-                result["rows"].append(_compare_processes(figure, specs, repeats, threads))
+                while running:  # what waits holds memory
+                    running.popitem()[1].close()
+                ran = json.dumps([figure.ours, figure.peer, figure.do, figure.what])
+                if ran not in processes:
+                    specs = [(name, *weights.spec(name)) for name in (figure.ours, figure.peer)]
+                    if figure.kind == "peak" and figure.do == "answer":  # as `smoljax generate` loads it
+                        specs[0][2]["lean"] = True
+                    processes[ran] = _run_processes(figure, specs, repeats, threads)
+                result["rows"].append(_compare_processes(figure, processes[ran]))
                 continue
             pair = [contender(figure.ours), contender(figure.peer)]
             result["rows"].append(_compare(figure, pair, repeats))
@@ -96,6 +107,8 @@ def measure(
                 row, held = result["rows"][-1], pair[0].ask("weights")
                 row["weight_bytes"] = held["bytes"]
                 row["memory_share"] = held["decode_bytes"] / row["ours_s"] / 1e9 / result["limits"]["gb_s"]
+            if "vision_gflop" in (row := result["rows"][-1]):
+                row["vision_share"] = row["vision_gflop"] / row["vision_s"] / result["limits"]["gflops"]
         result["limits_after"] = judge.ask("limits")
     return result
 
@@ -110,27 +123,39 @@ def _compare(figure: Figure, pair: list[Contender], repeats: int) -> dict[str, A
     row = _row(figure, [[call["seconds"] for call in side] for side in calls])
     if "ids" in warm[0] and "ids" in warm[1]:
         row["same_ids"] = warm[0]["ids"] == warm[1]["ids"]
-    for key in ("vision_s", "passes", "drafted", "accepted"):
+    for key in ("vision_s", "vision_gflop", "passes", "drafted", "accepted"):
         if key in calls[0][0]:
             row[key] = statistics.median(call[key] for call in calls[0])
     return row
 
 
-def _compare_processes(
+def _run_processes(
     figure: Figure, specs: list[tuple[str, str, dict[str, Any]]], repeats: int, threads: int
-) -> dict[str, Any]:
-    """Processes of both sides in turn, each from its start; the first of each fills caches and does not count."""
-    found: list[list[float]] = [[], []]
+) -> list[list[dict[str, Any]]]:
+    """What processes of both sides answered, with `start_s` and `peak_gb` of each; they run in turn, each alone.
+
+    The first of each side fills caches and does not count.
+    """
+    found: list[list[dict[str, Any]]] = [[], []]
     for turn in range(min(repeats, 3) + 1):
         for side, (name, module, spec) in enumerate(specs):
             started = time.perf_counter()
             with _closing(start(name, module, {**spec, "threads": threads}, threads)) as process:
-                process.ask(figure.do, **figure.what)
+                answer = process.ask(figure.do, **figure.what)
                 seconds = time.perf_counter() - started
-                value = process.ask("peak")["bytes"] / 1e9 if figure.kind == "peak" else seconds
+                peak = process.ask("peak")["bytes"] / 1e9
             if turn:
-                found[side].append(value)
-    return _row(figure, found)
+                found[side].append({**answer, "start_s": seconds, "peak_gb": peak})
+    return found
+
+
+def _compare_processes(figure: Figure, found: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    key = {"alone": "seconds", "start": "start_s", "peak": "peak_gb"}[figure.kind]
+    row = _row(figure, [[answer[key] for answer in side] for side in found])
+    ours, theirs = (side[-1].get("losses") for side in found)
+    if ours and theirs:
+        row["loss_difference"] = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+    return row
 
 
 def _row(figure: Figure, values: list[list[float]]) -> dict[str, Any]:
@@ -162,6 +187,10 @@ class Weights:
     def spec(self, name: str) -> tuple[str, dict[str, Any]]:
         """The module of a contender and what it is started with, by a name such as "smoljax 256M int8"."""
         who, size, kind = name.split()
+        if kind == "training":
+            ours = who == "smoljax"
+            module = f"smoljax.bench.{'train_ours' if ours else 'train_theirs'}"
+            return module, {"model": str(self._native() if ours else self._hf())}
         if who == "llama.cpp":
             return "smoljax.bench.llama", {"model": str(self._gguf(kind))}
         if who == "transformers":
@@ -227,4 +256,8 @@ def check(result: Mapping[str, Any]) -> None:
         if row.get("same_ids") is False and row["figure"] in ("decode_float32", "first_token"):
             raise SmoljaxError(
                 f"{row['title']}: {row['ours_name']} and {row['peer_name']} chose different tokens"
+            )
+        if (apart := row.get("loss_difference", 0.0)) > LOSSES_APART:
+            raise SmoljaxError(
+                f"{row['title']}: losses of {row['ours_name']} and {row['peer_name']} are {apart:.2g} apart"
             )

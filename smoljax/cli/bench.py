@@ -13,7 +13,9 @@ def bench(
     what: Annotated[
         str,
         typer.Option(
-            metavar="W,W,…", help="Figures or groups: decode, prefill, first_token, …", show_default="all"
+            metavar="W,W,…",
+            help="Figures or groups: decode, prefill, first_token, train, …",
+            show_default="all",
         ),
     ] = "",
     peers: Annotated[
@@ -81,10 +83,16 @@ def _print(result: dict[str, object]) -> None:
     for column in ("smoljax", "peer", "ratio", "wanted"):
         table.add_column(column, justify="right")
     table.add_column("beside")
+    table.add_column("share of the limit")
     for row in rows:
         values = (report.shown(row[key], str(row["unit"])) for key in ("ours", "peer"))  # type: ignore[arg-type]
         table.add_row(
-            str(row["title"]), *values, f"{row['ratio']:.2f}×", report.verdict(row), str(row["peer_name"])
+            str(row["title"]),
+            *values,
+            f"{row['ratio']:.2f}×",
+            report.verdict(row),
+            str(row["peer_name"]),
+            report.share(row),
         )
     common.console().print(table)
     limits: dict[str, float] = result["limits"]  # type: ignore[assignment]

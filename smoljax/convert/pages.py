@@ -39,9 +39,7 @@ class Pages:
         What was given back is read again where it is needed after all, from the page cache as long as that has it.
         """
         self._advise(tuple(set(self.params) - set(parts)), getattr(mmap, "MADV_DONTNEED", None))
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError, AttributeError):  # not every C library keeps what is freed
-                ctypes.CDLL(None).malloc_trim(0)
+        give_back_freed()
         self._advise(parts, _POPULATE_READ)
 
     def _advise(self, parts: tuple[str, ...], advice: int | None) -> None:
@@ -50,6 +48,13 @@ class Pages:
             if mapped is not None and advice is not None and path not in self.sparse:
                 with contextlib.suppress(OSError, ValueError):  # hints; nothing depends on them
                     mapped.madvise(advice)
+
+
+def give_back_freed() -> None:
+    """Gives memory that the process has freed back to the system, where the C library keeps it (glibc)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # not every C library keeps what is freed
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mapping(array: Any) -> mmap.mmap | None:

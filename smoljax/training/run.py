@@ -140,14 +140,15 @@ class _Run:
         taught = None if teacher is None else teacher[0]
         self.taught = None if teacher is None else replicated(partition.mesh, teacher[1])
         optimizer, first, like = make_state(config, start, taught, partition)
+        del start  # `first` alone holds the weights now, and lets go of them
         self.data = self._iterator(config.data, config.seed)
         if checkpoints.latest is None:
             self.state: TrainState = first()
         else:
             self.state, position = checkpoints.restore(checkpoints.latest, like)
             self.data.set_state(position)
-        self.step_fn = jit_step(config, start.config, optimizer, like, taught, partition)
-        self.validate_fn = jax.jit(make_validation(config, start.config, taught, partition))
+        self.step_fn = jit_step(config, self.start.config, optimizer, like, taught, partition)
+        self.validate_fn = jax.jit(make_validation(config, self.start.config, taught, partition))
         self.rate = schedule(config.optimizer, config.steps)
         self.guard = Guard(config)
         self.last_validation: float | None = None

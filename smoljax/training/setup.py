@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smoljax.config import SmolVLMConfig
 from smoljax.convert.convert import load_checkpoint, open_checkpoint
+from smoljax.convert.pages import give_back_freed
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import check_processor, processor_of, resolve
 from smoljax.nn.adapt import adapt, adapted
@@ -144,37 +145,62 @@ def make_state(
 ) -> tuple[Any, Any, Any]:
     """The optimizer, a function that makes the first state on the mesh, and the state's shapes with their shardings.
 
-    Parameters and optimizer state are created already sharded.
+    Parameters and optimizer state are created already sharded. Weights to start from are placed one array at a time,
+    each let go when it is there and all before there are moments: a caller that lets go of `start` before it calls the
+    function (once) never holds the weights beside the whole state.
     """
     model_key, objective_key, noise_key = jax.random.split(jax.random.key(config.seed), 3)
-    keep_ema = config.optimizer.ema > 0
+    model, keep_ema = start.config, config.optimizer.ema > 0
 
-    def params_of(given: Any) -> Any:
-        params = init_params(start.config, model_key) if given is None else given
-        own = init_objectives(config.objectives, start.config, objective_key, teacher)
+    def own_of() -> dict[str, Any]:
+        return init_objectives(config.objectives, model, objective_key, teacher)
+
+    def params_of(given: Any) -> dict[str, Any]:
+        params = init_params(model, model_key) if given is None else given
+        own = own_of()
         return {**params, "objectives": own} if own else dict(params)
 
-    shapes = jax.eval_shape(params_of, start.params)
-    optimizer = make_optimizer(config.optimizer, config.steps, shapes)
-
-    def state_of(given: Any) -> TrainState:
-        params = params_of(given)
+    def rest_of(params: Any) -> TrainState:
         return TrainState(
             step=jax.numpy.zeros((), "int32"),
-            params=params,
+            params=None,
             opt_state=optimizer.init(params),
             ema=jax.tree.map(lambda leaf: leaf + 0, params) if keep_ema else None,
             rng=jax.random.key_data(noise_key),
         )
 
-    abstract = jax.eval_shape(state_of, start.params)
-    shardings = state_shardings(abstract, partition, start.config)
+    shapes = jax.eval_shape(params_of, start.params)
+    optimizer = make_optimizer(config.optimizer, config.steps, shapes)
+    rest = jax.eval_shape(rest_of, shapes)
+    splits = state_shardings(rest.replace(params=shapes), partition, model)
+    waiting, tree = jax.tree.flatten(start.params)
+    fresh = start.params is None
+
+    def first() -> TrainState:
+        if fresh:
+            params = jax.jit(partial(params_of, None), out_shardings=splits.params)()
+        else:
+            places = {key: place for key, place in splits.params.items() if key != "objectives"}
+            placed = []
+            for place in jax.tree.leaves(places):  # the first that waits goes; nothing holds it any more
+                placed.append(jax.block_until_ready(jax.jit(_same, out_shardings=place)(waiting.pop(0))))
+            params = jax.tree.unflatten(tree, placed)
+            if "objectives" in splits.params:
+                params["objectives"] = jax.jit(own_of, out_shardings=splits.params["objectives"])()
+        give_back_freed()
+        made = jax.jit(rest_of, out_shardings=splits.replace(params=None))(params)
+        return made.replace(params=params)
+
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
+        rest.replace(params=shapes),
+        splits,
     )
-    return optimizer, partial(jax.jit(state_of, out_shardings=shardings), start.params), like
+    return optimizer, first, like
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
 
 
 def replicated(mesh: Mesh, tree: Any) -> Any:
