@@ -166,7 +166,7 @@ def test_guessing_ahead_gives_the_greedy_answer_of_the_same_cache(tiny_config, t
     said = np.random.default_rng(0).integers(1, 290, (2, 12))
     ids = np.concatenate([said, said, said[:, :3]], axis=1).astype(np.int32)
     batch = {"input_ids": ids, "attention_mask": np.ones(ids.shape, bool)}
-    assert generator.generate(batch, 24, lookup=Lookup()) == generator.generate(batch, 24)
+    assert generator.generate(batch, 24, ahead=Lookup()) == generator.generate(batch, 24)
 
 
 @pytest.mark.parametrize("scan", [False, True])

@@ -91,7 +91,11 @@ def test_pooled_and_logits_by_hand(vlm, seen):
 def test_a_crossing_model_has_image_tokens_at_the_input_only(vlm, pictures):
     config, params = adapt(vlm.config, vlm.params, sharing=SharingConfig(image_attention="cross"))
     found = capture(
-        dataclasses.replace(vlm, config=config, weights=jax.tree.map(jnp.asarray, params)), pictures, TEXTS
+        dataclasses.replace(
+            vlm, config=config, weights=jax.tree.map(jnp.asarray, params), stacked=None, shapes=None
+        ),
+        pictures,
+        TEXTS,
     )
     assert found.image.shape[0] == 1
     with pytest.raises(UsageError, match="at least one"):
