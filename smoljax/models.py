@@ -171,6 +171,7 @@ def load(
         notes=() if kind == "native" else checkpoint.notes,
         untrained=checkpoint.untrained,
         tile_batch=tile_batch,
+        lean=lean,
         kept=weights or rounded or dtype,  # type: ignore[arg-type]
     )
     if as_stored:

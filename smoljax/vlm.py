@@ -38,6 +38,7 @@ class VLM:
       stacked: the same memory with its layers stacked, or a Future of it, where a native folder holds it so on a CPU:
         programs that run once an answer are compiled from one layer instead of all.
       shapes: of `weights`, where they are known before these are read.
+      lean: only the weights of the part that is at work are to be in memory (`smoljax.load(lean=True)`).
       hold: keeps the mapped weights of the parts it is told in memory, and no others (`smoljax.load(lean=True)`); known
         once they are read.
     """
@@ -53,6 +54,7 @@ class VLM:
     kept: Weights = "float32"
     stacked: dict[str, Any] | Future[dict[str, Any] | None] | None = None
     shapes: dict[str, Any] | None = None
+    lean: bool = False
     hold: Callable[..., None] | None = None
     _plain: dict[str, Any] | None = field(default=None, init=False)
 
@@ -107,10 +109,14 @@ class VLM:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
         found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept, self.stacked)
-        return Generator(self.config, *found, self.shapes, self.keep_at_work)
+        return Generator(self.config, *found, self.shapes, self.at_work)
 
-    def keep_at_work(self, *parts: str) -> None:
-        """Keeps the mapped weights of these parts alone in memory, where the model was loaded `lean`."""
+    @property
+    def at_work(self) -> Callable[..., None] | None:
+        """Keeps the mapped weights of the parts that it is told alone in memory; None unless the model is `lean`."""
+        return self._keep if self.lean else None
+
+    def _keep(self, *parts: str) -> None:
         if self.hold is not None:
             self.hold(*parts)
 

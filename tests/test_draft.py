@@ -99,6 +99,7 @@ def test_plain_decoding_counts_no_guesses(generator):
     assert (timings.passes, timings.drafted, timings.accepted) == (NEW - 1, 0, 0)
 
 
+@pytest.mark.slow
 def test_layers_that_change_nothing_need_not_be_asked(tiny_config, tiny_params):
     """Early exit before a layer that adds nothing is always right, which wants the shared cache in step."""
     last = jax.tree_util.tree_map_with_path(
@@ -131,6 +132,7 @@ def test_streaming_hands_out_what_a_pass_brings_piece_by_piece(generator, drafts
     assert (timings.passes, timings.accepted, timings.decode_steps) == (4, 16, 20)
 
 
+@pytest.mark.slow
 def test_rounded_weights_and_scanned_layers_lend_their_first_layers(tiny_config, tiny_params, generator):
     batch, draft = prompt(0), Draft(3, layers=2)
     rounded = Generator(tiny_config, pack(quantise(tiny_params, "int8")), (), 0)

@@ -71,7 +71,7 @@ def manifest_of(folder):
     return json.loads((folder / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize("which", ["exported", "rounded"])
+@pytest.mark.parametrize("which", ["exported", pytest.param("rounded", marks=pytest.mark.slow)])
 def test_ids_are_those_of_the_generator_with_jax_alone(which, request, tmp_path):
     vlm, folder, _ = request.getfixturevalue(which)
     picture = np.random.default_rng(0).integers(0, 256, (40, 90, 3), np.uint8)

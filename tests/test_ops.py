@@ -97,8 +97,7 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(att.positions_from_mask(mask), [[0, 0, 0, 1, 2]])
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "masked"), [(4, 4, False), (6, 2, True)])
 def test_attention_by_heads_is_attention(heads, kv_heads, masked):
     """The same mix and the same gradients, rows that see nothing included, without the scores of all heads."""
     B, T, S, H = 2, 70, 90, 8

@@ -88,7 +88,7 @@ def test_a_prompt_in_chunks_scores_as_in_one_piece(tiny_config, tiny_params, len
     assert int(cache.index[0]) == (length if side == "right" else -(-length // 16) * 16)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_greedy_answers_are_those_of_each_request_alone(generator, rows):
     requests = many()
     engine = Engine(generator, rows, 512, stride=4, chunk=64)

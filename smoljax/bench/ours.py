@@ -42,7 +42,7 @@ class Ours:
     def generator(self) -> Generator:
         """The model without stop tokens: every contender makes as many."""
         vlm = self.vlm
-        laid = {"kept": vlm.kept, "stacked": vlm.stacked, "shapes": vlm.shapes, "at_work": vlm.keep_at_work}
+        laid = {"kept": vlm.kept, "stacked": vlm.stacked, "shapes": vlm.shapes, "at_work": vlm.at_work}
         return Generator(vlm.config, vlm.weights, (), 0, **laid)
 
     def weights(self) -> dict[str, Any]:
@@ -121,7 +121,8 @@ class Ours:
         assert config.vision is not None
         asked = (words, config.image_seq_len, config.image_token_id, config.vision.image_size)
         first, second = picture_prompt(*asked), picture_prompt(*asked)
-        second["input_ids"][:, -words:] = second["input_ids"][:, -words:][:, ::-1]
+        behind = second["input_ids"][:, 1 - words :]  # the words that follow the picture
+        behind[:] = behind[:, ::-1].copy()
         engine = Engine(self.generator, rows=1, prefix_bytes=2**28 if kept else 0)
         engine.submit(first, 1)
         list(engine.run())

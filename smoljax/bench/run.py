@@ -96,7 +96,9 @@ def measure(
                 ran = json.dumps([figure.ours, figure.peer, figure.do, figure.what])
                 if ran not in processes:
                     specs = [(name, *weights.spec(name)) for name in (figure.ours, figure.peer)]
-                    if figure.kind == "peak" and figure.do == "answer":  # as `smoljax generate` loads it
+                    if (
+                        figure.kind == "peak" and figure.do == "answer"
+                    ):  # as `smoljax generate --lean` loads it
                         specs[0][2]["lean"] = True
                     processes[ran] = _run_processes(figure, specs, repeats, threads)
                 result["rows"].append(_compare_processes(figure, processes[ran]))

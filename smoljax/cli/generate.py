@@ -55,6 +55,9 @@ def generate(
     dtype: common.DtypeOption = None,
     weights: common.WeightsOption = None,
     cache: common.CacheOption = None,
+    lean: Annotated[
+        bool, typer.Option("--lean", help="Least memory: keep only the weights that are being read.")
+    ] = False,
     json: common.JsonOption = False,
 ) -> None:
     """Answer a prompt about pictures, a video, or text alone.
@@ -73,7 +76,7 @@ def generate(
     if draft_weights is not None and draft is None:
         raise UsageError("--draft-weights says how the weights of --draft are kept: name that model")
     enable_compilation_cache()
-    vlm = load(model, dtype=dtype, background=True, weights=weights, cache=cache, lean=True)  # type: ignore[arg-type]
+    vlm = load(model, dtype=dtype, background=True, weights=weights, cache=cache, lean=lean)  # type: ignore[arg-type]
     started = time.perf_counter()
     batch = vlm.prepare(**sample)
     preprocess_s = time.perf_counter() - started

@@ -42,7 +42,8 @@ class Generator:
       stacked: the memory of `params` with its layers stacked, or a Future of it: prefill and patch encoder, which run
         once an answer, are compiled from one layer then, in a fraction of the time. None: they read `params`.
       shapes: of `params`, where they are known before these are read; else made from `kept`.
-      at_work: told which parts of the parameters the next programs read, for whoever keeps only those in memory.
+      at_work: told which parts of the parameters the next programs read, for whoever keeps only those in memory; with
+        it nothing is compiled beside a program that runs.
     """
 
     config: SmolVLMConfig
@@ -53,7 +54,7 @@ class Generator:
     kept: Weights | None = None
     stacked: Any = None
     shapes: Any = None
-    at_work: Callable[..., None] = lambda *parts: None
+    at_work: Callable[..., None] | None = None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
     _results: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
@@ -118,11 +119,12 @@ class Generator:
         timings: Timings,
     ) -> Iterator[np.ndarray]:
         controls = self._controls(sampling)
-        run = self._compile(kind, batch, max_new_tokens, sampling, timings, behind=True)
+        run = self._compile(kind, batch, max_new_tokens, sampling, timings, self.at_work is None)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
         once = self.once_weights
-        self.at_work("embedding", "decoder")
+        if self.at_work is not None:
+            self.at_work("embedding", "decoder")
         state = run.prefill(once, padded, controls)
         tokens = np.asarray(state.tokens)
         timings.prefill_s += time.perf_counter() - started
@@ -263,7 +265,8 @@ class Generator:
         shape = tiles.feature_shape(self.config, real.shape[0], num_tiles or real.shape[1])
         places = np.argwhere(real)
         parts = picture_params(self.config, self.once_weights)
-        self.at_work(*parts)
+        if self.at_work is not None:
+            self.at_work(*parts)
         started = time.perf_counter()
         found: list[jax.Array] = []
         for start in range(0, len(places), size):
