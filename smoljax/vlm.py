@@ -95,7 +95,7 @@ class VLM:
 
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
-        """Other weights of the same shapes; compiled programs are kept."""
+        """Other weights of the same shapes; compiled programs are kept (`Generator.replace_params`)."""
         self.weights, self.stacked, self.shapes, self._plain = pack(params), None, None, None
         self.generator.replace_params(self.weights)
 

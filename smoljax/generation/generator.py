@@ -290,10 +290,11 @@ class Generator:
         return self.params
 
     def replace_params(self, params: Any) -> None:
-        """Other weights of the same shapes; programs are kept, but for those of stacked ones."""
+        """Other weights of the same shapes; programs are kept, but for the two that read stacked ones."""
         if self.stacked is not None:
             self.stacked = None
-            self.compiled.clear()
+            for key in [key for key in self.compiled if key[0] in ("vision", "prefill")]:
+                self._results.pop(self.compiled.pop(key))
         self.params, self.shapes = params, None
         self.__dict__.pop("weight_shapes", None)
 
