@@ -1,6 +1,7 @@
 """Kinds of decoding: the programs that make the tokens behind a prefill, and what they read."""
 
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,9 @@ from smoljax.generation.options import Sampling, Timings
 
 #: What every kind's `begin` reads of the prompt.
 WORDS = ("input_ids", "attention_mask")
+
+#: What takes a prefill's state to that of decoding, where they differ, and what decodes.
+Programs = tuple[Callable[..., Any] | None, Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,22 @@ def one_by_one(config: SmolVLMConfig, sampling: Sampling) -> Decoding:
     """A token a pass, the best one or drawn."""
     static = sampling.static
     return Decoding("decode", static, partial(programs.decode, config, *static))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The programs of one batch: `vision` only with pictures, the `rest` only for more than one token."""
+
+    vision: Callable[..., Any] | None
+    prefill: Callable[..., Any]
+    rest: Future[Programs] | None = None
+
+    @property
+    def decode(self) -> Callable[..., Any] | None:
+        """Makes the tokens behind the first one, waited for."""
+        return None if self.rest is None else self.rest.result()[1]
+
+    @property
+    def begin(self) -> Callable[..., Any] | None:
+        """Takes a prefill's state to the one of `decode`, where that is another; waited for."""
+        return None if self.rest is None else self.rest.result()[0]

@@ -15,15 +15,12 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs, tiles
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
-from smoljax.generation.decoding import Decoding, one_by_one
+from smoljax.generation.decoding import Compiled, Decoding, Programs, one_by_one
 from smoljax.generation.draft import drafting
 from smoljax.generation.lookup import looking_up
 from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
 from smoljax.nn.smolvlm import Weights, picture_params, shapes_of, stored_params
 from smoljax.nn.stacking import stack_layers
-
-#: What takes a prefill's state to that of decoding, where they differ, and what decodes.
-Programs = tuple[Callable[..., Any] | None, Callable[..., Any]]
 
 
 @dataclass
@@ -182,7 +179,7 @@ class Generator:
         sampling: Sampling | None = None,
         timings: Timings | None = None,
         ahead: Ahead | None = None,
-    ) -> "Compiled":
+    ) -> Compiled:
         """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
 
         Programs that are there already are taken as they are. `stream` and `generate` call this first, while
@@ -208,7 +205,7 @@ class Generator:
         sampling: Sampling,
         timings: Timings,
         behind: bool = False,
-    ) -> "Compiled":
+    ) -> Compiled:
         """As `compile`; `behind` leaves what only the second token needs to a thread, beside the first one."""
         B, T = np.shape(batch["input_ids"])
         length = self._bucket(T)
@@ -328,9 +325,7 @@ class Generator:
     def _controls(self, sampling: Sampling) -> programs.Controls:
         return programs.make_controls(self.config, sampling, self.stop_ids, self.pad_id)
 
-    def _pad(
-        self, batch: Mapping[str, np.ndarray], run: "Compiled", timings: Timings
-    ) -> dict[str, jax.Array]:
+    def _pad(self, batch: Mapping[str, np.ndarray], run: Compiled, timings: Timings) -> dict[str, jax.Array]:
         """Pads prompts on the left to their bucket and lays out the image features for it."""
         ids = np.asarray(batch["input_ids"], np.int32)
         mask = np.asarray(batch.get("attention_mask", np.ones_like(ids)), bool)
@@ -381,25 +376,6 @@ class Generator:
             )
             timings.compile_s += time.perf_counter() - started
         return self.compiled[key]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """The programs of one batch: `vision` only with pictures, the `rest` only for more than one token."""
-
-    vision: Callable[..., Any] | None
-    prefill: Callable[..., Any]
-    rest: "Future[Programs] | None" = None
-
-    @property
-    def decode(self) -> Callable[..., Any] | None:
-        """Makes the tokens behind the first one, waited for."""
-        return None if self.rest is None else self.rest.result()[1]
-
-    @property
-    def begin(self) -> Callable[..., Any] | None:
-        """Takes a prefill's state to the one of `decode`, where that is another; waited for."""
-        return None if self.rest is None else self.rest.result()[0]
 
 
 def _check_finite(state: Any) -> None:
