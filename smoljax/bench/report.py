@@ -66,11 +66,15 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         [row["ratio"] - min(row["ratios"]) for row in rows],
         [max(row["ratios"]) - row["ratio"] for row in rows],
     ]
-    axes.barh(list(places), ratios, xerr=spread, color="#4c78a8", ecolor="#999999", height=0.6)
+    away = [ratio - 1 for ratio in ratios]  # bars stand at 1, on a scale where twice and half are as far
+    axes.set_xscale("log", base=2)
+    axes.barh(list(places), away, left=1, color="#4c78a8", height=0.6)
+    axes.errorbar(ratios, list(places), xerr=spread, fmt="none", ecolor="#999999")
     for place, row in zip(places, rows, strict=True):
         if row["target"] is not None:
             axes.plot([row["target"]] * 2, [place - 0.4, place + 0.4], color="#e45756", linewidth=2)
     axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.set_yticks(list(places), [f"{row['title']}\nbeside {row['peer_name']}" for row in rows], fontsize=7)
     axes.set_xlabel("times as fast, or times less memory; red: wanted")
     figure.tight_layout()
