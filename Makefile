@@ -31,7 +31,7 @@ run: $(RUNS)  ## set up; the bundled model looks at a picture: describes, answer
 	@$(BIN)/python -m experiments.first_run
 
 test: $(READY)  ## set up and run the default tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not parity'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not parity'
 
 lint: $(READY)  ## ruff: rules and formatting
 	@$(BIN)/ruff check smoljax experiments tests notebooks
@@ -55,7 +55,7 @@ train: $(READY)  ## train the bundled model from nothing (about 3 hours on two c
 	@$(BIN)/python -m experiments.scenes.publish
 
 parity: reference  ## the slow tests and the comparison with PyTorch
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow or parity'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'slow or parity'
 
 parity-table: reference  ## every comparison at full size; writes docs/parity.md (about 20 minutes)
 	@$(BIN)/python -m experiments.parity.table

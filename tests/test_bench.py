@@ -120,7 +120,7 @@ def test_figures_are_chosen_by_name_group_and_peer():
     decode = run.chosen(("decode",), ("llama.cpp",))
     assert {"decode_llama_f32", "decode_int8_own"} <= {figure.key for figure in decode}
     assert not any(figure.peer.startswith("transformers") for figure in decode)
-    with pytest.raises(UsageError, match="nothing is called speed; known: decode"):
+    with pytest.raises(UsageError, match="nothing is called speed; known: again, decode"):
         run.chosen(("speed",), ())
     assert len({figure.key for figure in FIGURES}) == len(FIGURES)
 

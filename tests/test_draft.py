@@ -170,6 +170,7 @@ def test_what_does_not_fit_is_refused(tiny_config, generator):
             Draft(**wrong)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_answers_with_a_draft(tiny_folder):
     vlm = smoljax.load(tiny_folder)
     wanted = vlm.generate("What?", max_new_tokens=6)

@@ -251,6 +251,7 @@ def test_compilations_do_not_grow_with_requests(generator):
     assert engine.stats.compilations <= before
 
 
+@pytest.mark.slow
 def test_the_rows_grow_and_shrink_with_what_they_hold(generator):
     engine = Engine(generator, 3, 1024, stride=4, chunk=64)
     requests = [(make_batch(0, text, seed=text), limit, None) for text, limit in ((9, 32), (400, 4), (9, 30))]

@@ -136,6 +136,7 @@ def test_another_config_in_the_same_folder_is_refused(toy_config, tmp_path):
     assert train(toy_config(log_every=2), tmp_path, show=False, stop_after=2).step == 2
 
 
+@pytest.mark.slow
 def test_the_exported_model_answers_and_is_what_was_trained(toy_config, tmp_path, colours):
     config = toy_config(steps=40, validation=toy_config().data, validate_every=20, validation_batches=2)
     result = train(config, tmp_path, show=False)
