@@ -73,7 +73,7 @@ def save_native(
         with _quiet():
             _checkpointer().save(scratch / PARAMS_FOLDER, args=_args().PyTreeSave(tree))
         metadata = {
-            "format_version": 3,
+            "format_version": FORMAT_VERSIONS[-1],
             "smoljax_version": smoljax.__version__,
             "config": {key: value for key, value in to_dict(checkpoint.config).items() if key != "compute"},
             "layout": {"scan_layers": scan_layers, "packed": packed},

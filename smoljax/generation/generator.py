@@ -1,5 +1,6 @@
 """Runs the compiled programs on real prompts: buckets, tiles in small batches, streaming, timings."""
 
+import contextvars
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -240,9 +241,15 @@ class Generator:
             args = (weights, state, number, controls)
             return begin, self._program(kind.name, kind.static, kind.decode, args, timings, (1,))
 
+        if not behind or jax.config.jax_default_matmul_precision is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            found: Future[Programs] = (
+                Future()
+            )  # a precision is set for this thread: another would not know it
+            found.set_result(rest())
+            return Compiled(vision, prefill, found)
         pool = ThreadPoolExecutor(1, "smoljax-compile")
-        found = pool.submit(rest)
-        pool.shutdown(wait=not behind)
+        found = pool.submit(contextvars.copy_context().run, rest)
+        pool.shutdown(wait=False)
         return Compiled(vision, prefill, found)
 
     def encode_images(
