@@ -189,6 +189,17 @@ def test_programs_that_run_once_may_read_stacked_weights(tiny_config, tiny_param
     assert names == {"vision", "prefill", "decode"}
 
 
+def test_a_precision_of_the_caller_holds_for_every_program(tiny_config, tiny_params):
+    """Decoding is compiled in a thread of its own, which would not know what is set for the caller's."""
+    generator = Generator(tiny_config, tiny_params, (STOP,), PAD)
+    with jax.default_matmul_precision("highest"):
+        generator.generate(make_batch(0, 9, seed=14), 3)
+    assert {(key[0], key[-1]) for key in generator.compiled} == {
+        ("prefill", "highest"),
+        ("decode", "highest"),
+    }
+
+
 def test_parts_at_work_are_told(tiny_config, tiny_params):
     told = []
     work = Generator(tiny_config, tiny_params, (STOP,), PAD, at_work=lambda *parts: told.append(set(parts)))

@@ -241,10 +241,10 @@ class Generator:
             args = (weights, state, number, controls)
             return begin, self._program(kind.name, kind.static, kind.decode, args, timings, (1,))
 
-        if not behind or jax.config.jax_default_matmul_precision is not None:  # pyright: ignore[reportAttributeAccessIssue]
-            found: Future[Programs] = (
-                Future()
-            )  # a precision is set for this thread: another would not know it
+        # A precision is set for this thread alone: another would not know it.
+        set_here = jax.config.jax_default_matmul_precision is not None  # pyright: ignore[reportAttributeAccessIssue]
+        found: Future[Programs] = Future()
+        if set_here or not behind:
             found.set_result(rest())
             return Compiled(vision, prefill, found)
         pool = ThreadPoolExecutor(1, "smoljax-compile")
