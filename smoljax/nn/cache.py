@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import ComputeConfig, TextConfig
@@ -39,7 +40,8 @@ class KVCache:
         cache in int8, `Int8Slots` in place of each array.
       v: the same for values.
       valid: [B, S] bool, True where a slot holds a real token.
-      index: int32, the next slot to be written, [] for all rows together or [B] for each row alone.
+      index: int32, the next slot to be written, [] for all rows together or [B] for each row alone. In a fresh cache a
+        NumPy number, so that a program that makes its own knows it to be empty.
       cross: where image tokens are read by cross-attention, their (k, v) like `k` and `v`; else None.
       blocks: [B, S] int32, which picture's image token a slot holds, 0 for words; None for causal image tokens.
     """
@@ -56,6 +58,11 @@ class KVCache:
     def num_slots(self) -> int:
         """S, how many tokens a row can hold."""
         return self.valid.shape[1]
+
+    @property
+    def known_empty(self) -> bool:
+        """Whether nothing was written yet and this can be told while a program is made."""
+        return isinstance(self.index, np.ndarray | np.generic) and not np.any(self.index)
 
     def per_layer(self) -> Any:
         """What each layer gets, (k, v) or with `cross` (k, v, k, v): in a tuple when unrolled, stacked when scanned."""
@@ -101,7 +108,7 @@ def init_cache(
         k=empty(),
         v=empty(),
         valid=jnp.zeros((batch, num_slots), bool),
-        index=jnp.zeros((), jnp.int32),
+        index=np.zeros((), np.int32),
         cross=(empty(), empty()) if image_attention == "cross" else None,
         blocks=None if image_attention == "causal" else jnp.zeros((batch, num_slots), jnp.int32),
     )
@@ -130,3 +137,8 @@ def write(
     return jax.vmap(lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, axis=0))(
         slots, new, index
     )
+
+
+def first_slots(slots: Any, count: int) -> Any:
+    """The first `count` of `slots` [B, S, …]."""
+    return jax.tree.map(lambda leaf: leaf[:, :count], slots)

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from smoljax.config import AttentionKind, ComputeConfig, TextConfig
-from smoljax.nn.cache import Int8Slots, KVCache, write
+from smoljax.nn.cache import Int8Slots, KVCache, first_slots, write
 from smoljax.nn.linear import Linear, RMSNorm
 from smoljax.nn.stacking import apply_layers, captured
 from smoljax.ops.attention import (
@@ -34,12 +34,16 @@ class DecoderAttention(nn.Module):
     dtype: str
     kind: AttentionKind = "auto"
     keep: bool = False
+    causal: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T D"], own: Any, shared: Any
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None, Any]:
-        """Returns the output, the attention weights if they are to be kept, and this layer's (k, v) slots, or None."""
+        """Returns the output, the attention weights if they are to be kept, and this layer's (k, v) slots, or None.
+
+        As many of the first slots are read as the mask is wide; `causal` says that it lets no query look ahead.
+        """
         cfg, (mask, cos, sin, index, _) = self.config, shared
         B, T, D = x.shape
         N, K, H = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
@@ -50,14 +54,15 @@ class DecoderAttention(nn.Module):
         k = checkpoint_name(constrain(k, "batch", None, "kv_heads", None), "k")
         v = checkpoint_name(constrain(v, "batch", None, "kv_heads", None), "v")
         if own is not None:
-            k, v = own = write(own[0], k, index), write(own[1], v, index)
-        mixed, weights = _mix(q, k, v, mask, self.kind, self.keep)
+            own = write(own[0], k, index), write(own[1], v, index)
+            k, v = (first_slots(slots, mask.shape[-1]) for slots in own)
+        mixed, weights = _mix(q, k, v, mask, self.kind, self.keep, self.causal)
         out = Linear(D, False, self.dtype, name="out")(mixed.reshape(B, T, N * H))
         return checkpoint_name(out, "attention_out"), weights, own
 
 
 def _mix(
-    q: Array, k: Any, v: Any, mask: Any, kind: AttentionKind, keep: bool = False
+    q: Array, k: Any, v: Any, mask: Any, kind: AttentionKind, keep: bool = False, causal: bool = False
 ) -> tuple[Array, Array | None]:
     """What attention mixes of keys and values as they come or as a cache keeps them; the weights with `keep`."""
     if isinstance(k, Int8Slots):
@@ -69,7 +74,7 @@ def _mix(
         # Else the conversion takes the writing of new slots into itself, and the cache is copied to be written again.
         k, v = jax.lax.optimization_barrier((k, v))
     k, v = k.astype(q.dtype), v.astype(q.dtype)
-    return attention(q, k, v, mask) if keep else (attend(q, k, v, mask, kind), None)
+    return attention(q, k, v, mask) if keep else (attend(q, k, v, mask, kind, causal=causal), None)
 
 
 class CrossAttention(nn.Module):
@@ -124,6 +129,7 @@ class DecoderLayer(nn.Module):
     dtype: str
     kind: AttentionKind = "auto"
     capture: tuple[str, ...] = ()
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], own: Any, shared: Any) -> tuple[Float[Array, "B T D"], Any]:
@@ -137,9 +143,10 @@ class DecoderLayer(nn.Module):
             )
             x = x + added
         keep = "attention" in self.capture
-        mixed, weights, first = DecoderAttention(self.config, self.dtype, self.kind, keep, name="attention")(
-            RMSNorm(eps, name="norm1")(x), first, shared
+        attention = DecoderAttention(
+            self.config, self.dtype, self.kind, keep, self.causal, name="attention"
         )
+        mixed, weights, first = attention(RMSNorm(eps, name="norm1")(x), first, shared)
         own = None if first is None else (*first, *(more or ()))
         x = constrain(x + mixed, "batch", "residual", None)
         x = x + DecoderMLP(self.config, self.dtype, name="mlp")(RMSNorm(eps, name="norm2")(x))
@@ -212,11 +219,15 @@ class Decoder(nn.Module):
                 raise ValueError("a cache excludes segment_ids and branch_ids: packed rows are for training")
             if cache.num_slots < T:
                 raise ValueError(f"{T} tokens do not fit a cache of {cache.num_slots} slots")
-            index, own = cache.index, cache.per_layer()
+            index, own = jnp.asarray(cache.index), cache.per_layer()
             counted = counted + cache.valid.sum(axis=-1, keepdims=True, dtype=jnp.int32)
             seen = write(cache.valid, attention_mask, index)
             mask = causal_mask(seen, jnp.reshape(index, (-1, 1)) + jnp.arange(T)[None])
         mask, blocks, outside = self._images(mask, cache, segment_ids, is_image, memory, x)
+        # Nothing lies before the first token, nor are the slots behind the last one seen.
+        at_start = "attention" not in self.capture and (cache is None or cache.known_empty)
+        if cache is not None and at_start:
+            mask = mask[..., :T]
         cos, sin = rope_tables(
             counted if positions is None else positions, self.config.head_dim, self.config.rope_theta
         )
@@ -225,6 +236,7 @@ class Decoder(nn.Module):
             "dtype": self.compute.dtype,
             "kind": self.compute.attention,
             "capture": self.capture,
+            "causal": at_start and self.image_attention in ("causal", "cross"),
         }
         shared = (mask, cos, sin, index, outside)
         x, outs = apply_layers(
@@ -238,15 +250,15 @@ class Decoder(nn.Module):
         )
         slots, found = outs if self.compute.scan_layers else (tuple(o[0] for o in outs), [o[1] for o in outs])
         if cache is not None:
-            assert seen is not None
+            assert seen is not None and index is not None
             k, v, *cross = slots if self.compute.scan_layers else zip(*slots, strict=True)
-            fits = jnp.reshape(cache.index + T <= cache.num_slots, (-1, 1, 1))
+            fits = jnp.reshape(index + T <= cache.num_slots, (-1, 1, 1))
             x = jnp.where(fits, x, jnp.nan)
             cache = KVCache(
                 k=k,
                 v=v,
                 valid=seen,
-                index=cache.index + T,
+                index=index + T,
                 cross=tuple(cross) or None,
                 blocks=None if cache.blocks is None else blocks,
             )
@@ -276,7 +288,7 @@ class Decoder(nn.Module):
         else:
             # Blocks of one call are told apart from those of the calls before it.
             new = jnp.where(new > 0, new + cache.blocks.max(axis=-1, keepdims=True), 0)
-            blocks = write(cache.blocks, new, cache.index)
+            blocks = write(cache.blocks, new, jnp.asarray(cache.index))
         if self.image_attention == "cross":
             outside = mask & (blocks > 0)[:, None, :]
             memory = jnp.zeros_like(x) if memory is None else memory

@@ -12,6 +12,8 @@ from smoljax.ops.partition import active_partition, platform
 
 #: Queries from which on the scores of all heads are too large to stay near a CPU's cores.
 MANY_QUERIES = 64
+#: Queries of a block that leaves out the keys behind it.
+CAUSAL_BLOCK = 128
 
 
 class Segments(NamedTuple):
@@ -31,6 +33,7 @@ def attend(
     mask: Any,
     kind: AttentionKind = "auto",
     names: tuple[str | None, str | None, str | None] = ("batch", "sequence", "heads"),
+    causal: bool = False,
 ) -> Float[Array, "B T N H"]:
     """What `attention` mixes, by the platform's own kernel where there is one (`kernel_for`).
 
@@ -39,6 +42,7 @@ def attend(
       mask: as there, or `Segments`, which only the TPU's kernel takes.
       kind: see `smoljax.config.ComputeConfig`.
       names: of the dimensions of rows, queries and heads, on a mesh (`smoljax.ops.partition`).
+      causal: see `attention_by_heads`.
     """
     found = kernel_for(kind, q.dtype)
     if found == "splash" and (mask is None or isinstance(mask, Segments)):
@@ -54,7 +58,7 @@ def attend(
         )
         return jax.nn.dot_product_attention(q, k, v, mask=wide, implementation="cudnn")
     if found == "heads" and q.shape[1] >= MANY_QUERIES:
-        return attention_by_heads(q, k, v, mask)
+        return attention_by_heads(q, k, v, mask, causal)
     return attention(q, k, v, mask)[0]
 
 
@@ -117,31 +121,52 @@ def attention_by_heads(
     k: Float[Array, "B S K H"],
     v: Float[Array, "B S K H"],
     mask: Bool[Array, "#B #T S"] | None,
+    causal: bool = False,
 ) -> Float[Array, "B T N H"]:
     """What `attention` mixes, one key-value head after the other, so that no more scores exist than a head's.
 
-    On a CPU [B, N, T, S] scores are bound by memory and by the transposes that XLA puts around products with two batch
+    On a CPU [B, N, T, S] scores are bound by memory and by the transposes that XLA puts around products with batch
     dimensions; a head's own are products of plain matrices and stay in the caches. The backward pass makes a head's
-    scores again instead of keeping all of them. Arguments as for `attention`.
+    scores again instead of keeping all of them.
+
+    Args:
+      q, k, v, mask: as for `attention`.
+      causal: the mask is known to hide from query t every key behind key t. Blocks of queries then leave out the keys
+        that none of them sees.
     """
     B, T, N, H = q.shape
-    K = k.shape[2]
+    S, K = k.shape[1:3]
     G = N // K
-    queries = (q * H**-0.5).reshape(B, T, K, G, H).transpose(2, 0, 3, 1, 4).reshape(K, B, G * T, H)
-    seen = None if mask is None else jnp.broadcast_to(mask[:, None], (B, G, T, mask.shape[-1]))
+    queries = (q * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G, T, H)
+    keys, values = (x.transpose(0, 2, 1, 3).reshape(B * K, S, H) for x in (k, v))
 
-    @jax.checkpoint
-    def head(q: Array, k: Array, v: Array) -> Array:
-        scores = jnp.einsum("bth,bsh->bts", q, k, preferred_element_type=jnp.float32)
-        if seen is not None:
-            scores = jnp.where(seen.reshape(B, G * T, -1), scores, jnp.finfo(jnp.float32).min)
+    def block(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        scores = jnp.einsum("th,sh->ts", q.reshape(-1, H), k, preferred_element_type=jnp.float32)
+        if mask is not None:
+            seen = jnp.broadcast_to(mask, q.shape[:2] + k.shape[:1]).reshape(scores.shape)
+            scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
-        mixed = jnp.einsum("bts,bsh->bth", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
-        return (mixed / total).astype(q.dtype)
+        mixed = jnp.einsum("ts,sh->th", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
+        return (mixed / total).astype(q.dtype).reshape(q.shape)
 
-    mixed = jax.lax.map(lambda each: head(*each), (queries, k.transpose(2, 0, 1, 3), v.transpose(2, 0, 1, 3)))
-    return mixed.reshape(K, B, G, T, H).transpose(1, 3, 0, 2, 4).reshape(B, T, N, H)
+    @jax.checkpoint
+    def head(number: Array, q: Array, k: Array, v: Array) -> Array:
+        own = None if mask is None else mask[number // K if len(mask) > 1 else 0]
+        if not causal or own is None:
+            return block(q, k, v, own)
+        starts = range(0, T, CAUSAL_BLOCK)
+        ends = [min(start + CAUSAL_BLOCK, T) for start in starts]
+        return jnp.concatenate(
+            [
+                block(q[:, start:end], k[:end], v[:end], own[start:end, :end])
+                for start, end in zip(starts, ends, strict=True)
+            ],
+            axis=1,
+        )
+
+    mixed = jax.lax.map(lambda each: head(*each), (jnp.arange(B * K), queries, keys, values))
+    return mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def causal_mask(
