@@ -1,7 +1,6 @@
 """From a name or a path to a loaded model."""
 
 import dataclasses
-import functools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -133,12 +132,11 @@ def load(
         # Aliasing keeps mapped weights where they are: no copy on a CPU.
         return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
 
-    @functools.cache
-    def placed() -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The weights with their layers apart (or stacked, with `scan_layers`), and the same memory stacked."""
+    def placed() -> dict[str, Any]:
+        """The weights with their layers apart, or stacked with `scan_layers`."""
         if not as_stored:
             params = put(pack((checkpoint if checkpoint.params else read()).params))
-            found = stack_layers(params) if scan_layers else params, None
+            found = stack_layers(params) if scan_layers else params
         else:
             verify(path)
             pages = Pages(mapped, () if config.tie_embeddings else ("embedding/table", "embedding/rows"))
@@ -146,7 +144,7 @@ def load(
                 vlm.hold = pages.only
             else:
                 pages.all()
-            found = (put(mapped), None) if scan_layers else (put(unstack_layers(mapped)), put(mapped))
+            found = put(mapped if scan_layers else unstack_layers(mapped))
         vlm.load_s = time.perf_counter() - started
         return found
 
@@ -176,15 +174,12 @@ def load(
     )
     if as_stored:
         vlm.shapes = shapes_of(mapped if scan_layers else unstack_layers(mapped))
-    scanned = as_stored and not scan_layers and jax.default_backend() == "cpu"
     if later:
         pool = ThreadPoolExecutor(1, "smoljax-load")
-        vlm.weights = pool.submit(lambda: placed()[0])
-        vlm.stacked = pool.submit(lambda: placed()[1]) if scanned else None
+        vlm.weights = pool.submit(placed)
         pool.shutdown(wait=False)
     else:
-        vlm.weights = placed()[0]
-        vlm.stacked = placed()[1] if scanned else None
+        vlm.weights = placed()
     return vlm
 
 

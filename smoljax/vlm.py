@@ -35,8 +35,6 @@ class VLM:
       load_s: wall seconds that loading took, beside whatever else was done meanwhile.
       tile_batch: see `Generator`.
       kept: how the weights are kept.
-      stacked: the same memory with its layers stacked, or a Future of it, where a native folder holds it so on a CPU:
-        programs that run once an answer are compiled from one layer instead of all.
       shapes: of `weights`, where they are known before these are read.
       lean: only the weights of the part that is at work are to be in memory (`smoljax.load(lean=True)`).
       hold: keeps the mapped weights of the parts it is told in memory, and no others (`smoljax.load(lean=True)`); known
@@ -52,7 +50,6 @@ class VLM:
     load_s: float = 0.0
     tile_batch: int | None = None
     kept: Weights = "float32"
-    stacked: dict[str, Any] | Future[dict[str, Any] | None] | None = None
     shapes: dict[str, Any] | None = None
     lean: bool = False
     hold: Callable[..., None] | None = None
@@ -96,7 +93,7 @@ class VLM:
     @params.setter
     def params(self, params: dict[str, Any]) -> None:
         """Other weights of the same shapes; compiled programs are kept (`Generator.replace_params`)."""
-        self.weights, self.stacked, self.shapes, self._plain = pack(params), None, None, None
+        self.weights, self.shapes, self._plain = pack(params), None, None
         self.generator.replace_params(self.weights)
 
     @property
@@ -108,7 +105,7 @@ class VLM:
     def generator(self) -> Generator:
         """The compiled programs, made on first use and kept."""
         processor = self.require_processor()
-        found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept, self.stacked)
+        found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept)
         return Generator(self.config, *found, self.shapes, self.at_work)
 
     @property

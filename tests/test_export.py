@@ -227,7 +227,6 @@ def text_only(vlm):
         vlm,
         config=config,
         weights={name: vlm.packed[name] for name in ("embedding", "decoder")},
-        stacked=None,
         shapes=None,
         processor=Processor.from_files(vlm.require_processor().files, vision=False),
     )

@@ -180,15 +180,6 @@ def test_scanned_layers_generate_the_same(tiny_config, tiny_params, generator):
     assert scanned.generate(batch, 12) == generator.generate(batch, 12)
 
 
-def test_programs_that_run_once_may_read_stacked_weights(tiny_config, tiny_params, generator):
-    """Prefill and patch encoder over stacked layers, decoding over layers apart: the same answer, with pictures too."""
-    stacked = Generator(tiny_config, tiny_params, (STOP,), PAD, stacked=stack_layers(tiny_params))
-    for batch in (make_batch(2, 9, seed=14), make_batch(0, 9, seed=16)):
-        assert stacked.generate(batch, 12) == generator.generate(batch, 12)
-    names = {key[0] for key in stacked.compiled}
-    assert names == {"vision", "prefill", "decode"}
-
-
 def test_a_precision_of_the_caller_holds_for_every_program(tiny_config, tiny_params):
     """Decoding is compiled in a thread of its own, which would not know what is set for the caller's."""
     generator = Generator(tiny_config, tiny_params, (STOP,), PAD)

@@ -54,18 +54,12 @@ def test_a_wrong_call_fails_before_the_first_piece(vlm):
 
 
 def test_other_weights_answer_otherwise_without_compiling(tiny_folder):
-    """But what read the stacked layers of a mapped folder, once: other weights have none."""
     vlm = load(tiny_folder)
     first = vlm.generate("What?", max_new_tokens=12)
     before = dict(vlm.generator.compiled)
     vlm.params = jax.tree.map(lambda leaf: -leaf, vlm.params)
     assert vlm.generate("What?", max_new_tokens=12) != first
-    after = dict(vlm.generator.compiled)
-    assert after.keys() == before.keys()
-    assert {key[0] for key in after if after[key] is not before[key]} == {"prefill"}
-    vlm.params = jax.tree.map(lambda leaf: 2 * leaf, vlm.params)
-    vlm.generate("What?", max_new_tokens=12)
-    assert all(vlm.generator.compiled[key] is program for key, program in after.items())
+    assert vlm.generator.compiled == before
 
 
 def test_the_known_shift_of_position_ids_is_an_option(tiny_folder, vlm):

@@ -42,7 +42,7 @@ class Ours:
     def generator(self) -> Generator:
         """The model without stop tokens: every contender makes as many."""
         vlm = self.vlm
-        laid = {"kept": vlm.kept, "stacked": vlm.stacked, "shapes": vlm.shapes, "at_work": vlm.at_work}
+        laid = {"kept": vlm.kept, "shapes": vlm.shapes, "at_work": vlm.at_work}
         return Generator(vlm.config, vlm.weights, (), 0, **laid)
 
     def weights(self) -> dict[str, Any]:

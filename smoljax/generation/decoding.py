@@ -16,7 +16,7 @@ from smoljax.generation.options import Sampling, Timings
 WORDS = ("input_ids", "attention_mask")
 
 #: What takes a prefill's state to that of decoding, where they differ, and what decodes.
-Programs = tuple[Callable[..., Any] | None, Callable[..., Any]]
+BeginAndDecode = tuple[Callable[..., Any] | None, Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Compiled:
 
     vision: Callable[..., Any] | None
     prefill: Callable[..., Any]
-    rest: Future[Programs] | None = None
+    rest: Future[BeginAndDecode] | None = None
 
     @property
     def decode(self) -> Callable[..., Any] | None:

@@ -16,12 +16,12 @@ from smoljax.config import SmolVLMConfig
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.generation import programs, tiles
 from smoljax.generation.buckets import NEW_TOKEN_BUCKETS, PROMPT_BUCKETS, round_up
-from smoljax.generation.decoding import Compiled, Decoding, Programs, one_by_one
+from smoljax.generation.decoding import BeginAndDecode, Compiled, Decoding, one_by_one
 from smoljax.generation.draft import drafting
 from smoljax.generation.lookup import looking_up
 from smoljax.generation.options import Ahead, Draft, Generation, Sampling, Timings
+from smoljax.nn.by_layer import compile_by_layer, has_layers
 from smoljax.nn.smolvlm import Weights, picture_params, shapes_of, stored_params
-from smoljax.nn.stacking import stack_layers
 
 
 @dataclass
@@ -37,8 +37,6 @@ class Generator:
       tile_batch: tiles that go through the patch encoder together; bounds its memory. By default 1 on a CPU,
         where one tile fills the machine, and 8 elsewhere.
       kept: how parameters that are still being read are kept; None: in the compute dtype.
-      stacked: the memory of `params` with its layers stacked, or a Future of it: prefill and patch encoder, which run
-        once an answer, are compiled from one layer then, in a fraction of the time. None: they read `params`.
       shapes: of `params`, where they are known before these are read; else made from `kept`.
       at_work: told which parts of the parameters the next programs read, for whoever keeps only those in memory; with
         it nothing is compiled beside a program that runs.
@@ -50,7 +48,6 @@ class Generator:
     pad_id: int
     tile_batch: int | None = None
     kept: Weights | None = None
-    stacked: Any = None
     shapes: Any = None
     at_work: Callable[..., None] | None = None
     compiled: dict[tuple[Any, ...], Callable[..., Any]] = field(default_factory=dict, repr=False)
@@ -120,10 +117,10 @@ class Generator:
         run = self._compile(kind, batch, max_new_tokens, sampling, timings, self.at_work is None)
         padded = self._pad(batch, run, timings)
         started = time.perf_counter()
-        once = self.once_weights
+        weights = self.weights
         if self.at_work is not None:
             self.at_work("embedding", "decoder")
-        state = run.prefill(once, padded, controls)
+        state = run.prefill(weights, padded, controls)
         tokens = np.asarray(state.tokens)
         timings.prefill_s += time.perf_counter() - started
         _check_finite(state)
@@ -183,7 +180,7 @@ class Generator:
     ) -> Compiled:
         """Compiles what this batch needs, from shapes alone: a server calls it before the first request.
 
-        Programs that are there already are taken as they are. `stream` and `generate` call this first, while
+        BeginAndDecode that are there already are taken as they are. `stream` and `generate` call this first, while
         the weights may still be on their way from the disk.
         """
         sampling = sampling or Sampling()
@@ -224,13 +221,13 @@ class Generator:
         room = round_up(max_new_tokens, NEW_TOKEN_BUCKETS, self.config.text.max_positions)
         controls = jax.eval_shape(lambda: self._controls(sampling))
         static = (*sampling.static, room, kind.ahead)
-        function = programs.prefill if self.stacked is None else programs.prefill_stacked
-        args = (self._once_shapes, shapes, controls)
-        prefill = self._program("prefill", static, partial(function, self.config, *static), args, timings)
+        args = (self.weight_shapes, shapes, controls)
+        function = partial(programs.prefill, self.config, *static)
+        prefill = self._program("prefill", static, function, args, timings, part="decoder")
         if max_new_tokens == 1:
             return Compiled(vision, prefill)
 
-        def rest() -> Programs:
+        def rest() -> BeginAndDecode:
             state, number = self._results[prefill], jax.ShapeDtypeStruct((), jnp.int32)
             weights, begin = kind.weight_shapes(self.weight_shapes), None
             if kind.begin is not None:
@@ -243,7 +240,7 @@ class Generator:
 
         # A precision is set for this thread alone: another would not know it.
         set_here = jax.config.jax_default_matmul_precision is not None  # pyright: ignore[reportAttributeAccessIssue]
-        found: Future[Programs] = Future()
+        found: Future[BeginAndDecode] = Future()
         if set_here or not behind:
             found.set_result(rest())
             return Compiled(vision, prefill, found)
@@ -268,7 +265,7 @@ class Generator:
         masks = batch.get("pixel_attention_mask")
         shape = tiles.feature_shape(self.config, real.shape[0], num_tiles or real.shape[1])
         places = np.argwhere(real)
-        parts = picture_params(self.config, self.once_weights)
+        parts = picture_params(self.config, self.weights)
         if self.at_work is not None:
             self.at_work(*parts)
         started = time.perf_counter()
@@ -294,11 +291,7 @@ class Generator:
         return self.params
 
     def replace_params(self, params: Any) -> None:
-        """Other weights of the same shapes; programs are kept, but for the two that read stacked ones."""
-        if self.stacked is not None:
-            self.stacked = None
-            for key in [key for key in self.compiled if key[0] in ("vision", "prefill")]:
-                self._results.pop(self.compiled.pop(key))
+        """Other weights of the same shapes; programs are kept."""
         self.params, self.shapes = params, None
         self.__dict__.pop("weight_shapes", None)
 
@@ -311,16 +304,9 @@ class Generator:
             return shapes_of(self.params)
         return stored_params(self.config, self.kept or self.config.compute.dtype)
 
-    @property
-    def once_weights(self) -> Any:
-        """What programs that run once an answer read."""
-        if isinstance(self.stacked, Future):
-            self.stacked = self.stacked.result()
-        return self.weights if self.stacked is None else self.stacked
-
-    @property
-    def _once_shapes(self) -> Any:
-        return self.weight_shapes if self.stacked is None else stack_layers(self.weight_shapes)
+    def by_layer(self, params: Any, part: str) -> bool:
+        """Whether what runs the part's layers once an answer is made of one layer's program."""
+        return jax.default_backend() == "cpu" and has_layers(params, part)
 
     @property
     def _tiles_at_once(self) -> int:
@@ -354,13 +340,10 @@ class Generator:
         mask = None
         if batch.get("pixel_attention_mask") is not None:
             mask = jax.ShapeDtypeStruct((size, *tile[1:]), jnp.bool_)
-        parts, pixels = (
-            picture_params(self.config, self._once_shapes),
-            jax.ShapeDtypeStruct((size, *tile), jnp.float32),
-        )
-        config = self.config if self.stacked is None else self.config.with_compute(scan_layers=True)
-        function = partial(programs.encode_tiles, config)
-        return self._program("vision", (), function, (parts, pixels, mask), timings)
+        parts = picture_params(self.config, self.weight_shapes)
+        pixels = jax.ShapeDtypeStruct((size, *tile), jnp.float32)
+        function = partial(programs.encode_tiles, self.config)
+        return self._program("vision", (), function, (parts, pixels, mask), timings, part="vision")
 
     def _program(
         self,
@@ -370,18 +353,33 @@ class Generator:
         args: tuple[Any, ...],
         timings: Timings,
         donate: tuple[int, ...] = (),
+        part: str = "",
     ) -> Callable[..., Any]:
-        """The program for these shapes, compiled at most once; `_results` keeps the shapes of what it gives."""
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
-        key = (name, static, shapes, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
-        if key not in self.compiled:
+        """The program for these shapes, compiled at most once; `_results` keeps the shapes of what it gives.
+
+        One that runs once an answer names the `part` whose layers it runs.
+        """
+
+        def make() -> Callable[..., Any]:
             started = time.perf_counter()
-            lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-            self.compiled[key] = lowered.compile()
-            self._results[self.compiled[key]] = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info
-            )
+            if part and self.by_layer(args[0], part):
+                program = compile_by_layer(function, part, *args)
+                found = program.result
+            else:
+                lowered = jax.jit(function, donate_argnums=donate).lower(*args)
+                program, found = lowered.compile(), lowered.out_info
+            self._results[program] = shapes_of(found)
             timings.compile_s += time.perf_counter() - started
+            return program
+
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(args[1:]))
+        return self.keep((name, static, shapes), make)
+
+    def keep(self, key: tuple[Any, ...], make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        """The program of this name, made at most once for each precision of products."""
+        key = (*key, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
+        if key not in self.compiled:
+            self.compiled[key] = make()
         return self.compiled[key]
 
 

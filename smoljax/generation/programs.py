@@ -128,13 +128,6 @@ def prefill(
     return _choose(state, out.logits[:, -1], sampled, penalised, controls)
 
 
-def prefill_stacked(config: SmolVLMConfig, *args: Any) -> DecodeState:
-    """`prefill` over stacked layers, which compiles one layer, for a `decode` whose layers are apart."""
-    state = prefill(config.with_compute(scan_layers=True), *args)
-    assert state.cache is not None
-    return dataclasses.replace(state, cache=state.cache.unstacked())
-
-
 def decode(
     config: SmolVLMConfig,
     sampled: bool,

@@ -14,6 +14,7 @@ from smoljax.generation import rows as batch_programs
 from smoljax.generation.buckets import round_up
 from smoljax.generation.generator import Generator
 from smoljax.generation.prefixes import PrefixCache, Segment, symbols, tile_digest
+from smoljax.nn.by_layer import compile_by_layer
 
 #: Sizes of a chunk of a prompt; all but the last one are full.
 CHUNKS = (32, 64, 128, 192, 256)
@@ -51,11 +52,11 @@ class Stats:
         return self.row_steps / self.steps if self.steps else 0.0
 
 
-class Programs:
-    """Compiled programs by name and sizes, kept with the generator: engines on one model share them."""
+class Compiler:
+    """Programs by name and sizes, kept with the generator: engines on one model share them."""
 
     def __init__(self, generator: Generator, stats: Stats) -> None:
-        self.stats, self._kept = stats, generator.compiled
+        self.stats, self._generator = stats, generator
 
     def compile(
         self,
@@ -66,11 +67,24 @@ class Programs:
         donate: tuple[int, ...] = (),
     ) -> Callable[..., Any]:
         """The program `name` for `args` of these sizes, compiled at most once."""
-        key = ("serving", name, sizes, jax.config.jax_default_matmul_precision)  # pyright: ignore[reportAttributeAccessIssue]
-        if key not in self._kept:
-            self._kept[key] = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+
+        def make() -> Callable[..., Any]:
             self.stats.compilations += 1
-        return self._kept[key]
+            return jax.jit(function, donate_argnums=donate).lower(*args).compile()
+
+        return self._generator.keep(("serving", name, sizes), make)
+
+    def extend(self, sizes: tuple[int, ...], args: tuple[Any, ...]) -> Callable[..., Any]:
+        """`smoljax.generation.programs.extend` for parameters, chunk and cache, which is donated."""
+        function = partial(programs.extend, self._generator.config)
+        if not self._generator.by_layer(args[0], "decoder"):
+            return self.compile("extend", sizes, function, args, donate=(2,))
+
+        def make() -> Callable[..., Any]:
+            self.stats.compilations += 1
+            return compile_by_layer(function, "decoder", *args, own=lambda batch, cache: cache.per_layer())
+
+        return self._generator.keep(("serving", "extend", sizes), make)
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ class Reader:
     """Chunked prefill with one model, beginnings of prompts taken from a `PrefixCache` and laid into it."""
 
     def __init__(
-        self, generator: Generator, slots: int, chunk: int, prefixes: PrefixCache, compiled: Programs
+        self, generator: Generator, slots: int, chunk: int, prefixes: PrefixCache, compiled: Compiler
     ) -> None:
         """For prompts of fewer than `slots` tokens, fed at most `chunk` at a time."""
         self.generator, self.slots, self.chunk = generator, slots, chunk
@@ -144,8 +158,7 @@ class Reader:
             batch, features = self._chunk(prompt, at, count, features)
             args = (params, batch, cache)
             sizes = (slots, self._size(count), int("image_features" in batch))
-            function = partial(programs.extend, config)
-            cache, logits = self._programs.compile("extend", sizes, function, args, donate=(2,))(*args)
+            cache, logits = self._programs.extend(sizes, args)(*args)
         self._keep(prompt, chain, kept, cache)
         self._programs.stats.prefilled_tokens += n - start
         self._programs.stats.cached_tokens += start

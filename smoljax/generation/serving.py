@@ -15,7 +15,7 @@ from smoljax.generation.buckets import round_up
 from smoljax.generation.generator import Generator
 from smoljax.generation.options import Generation, Sampling
 from smoljax.generation.prefixes import PrefixCache
-from smoljax.generation.reading import SPANS, Programs, Prompt, Reader, Stats, make_prompt
+from smoljax.generation.reading import SPANS, Compiler, Prompt, Reader, Stats, make_prompt
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Engine:
         self.slots = min(slots, config.text.max_positions)
         self.stats = Stats()
         self.prefixes = PrefixCache(prefix_bytes)
-        self._programs = Programs(generator, self.stats)
+        self._programs = Compiler(generator, self.stats)
         self._reader = Reader(generator, self.slots, chunk, self.prefixes, self._programs)
         self._queue: deque[_Request] = deque()
         self._seated: dict[int, _Request] = {}  # by row

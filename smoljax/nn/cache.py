@@ -1,6 +1,5 @@
 """The key-value cache: an explicit pytree that goes into a call and comes out of it."""
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -68,20 +67,6 @@ class KVCache:
         """What each layer gets, (k, v) or with `cross` (k, v, k, v): in a tuple when unrolled, stacked when scanned."""
         kinds = (self.k, self.v, *(self.cross or ()))
         return tuple(zip(*kinds, strict=True)) if isinstance(self.k, tuple) else kinds
-
-    def unstacked(self) -> "KVCache":
-        """The same slots, a layer apart each, as a model with unrolled layers takes them."""
-        if isinstance(self.k, tuple):
-            return self
-
-        def nth(slots: Any, i: int) -> Any:
-            return jax.tree.map(lambda leaf: leaf[i], slots)
-
-        def apart(slots: Any) -> tuple[Any, ...]:
-            return tuple(nth(slots, i) for i in range(len(jax.tree.leaves(slots)[0])))
-
-        cross = None if self.cross is None else tuple(apart(kind) for kind in self.cross)
-        return dataclasses.replace(self, k=apart(self.k), v=apart(self.v), cross=cross)
 
 
 def init_cache(

@@ -143,9 +143,7 @@ class DecoderLayer(nn.Module):
             )
             x = x + added
         keep = "attention" in self.capture
-        attention = DecoderAttention(
-            self.config, self.dtype, self.kind, keep, self.causal, name="attention"
-        )
+        attention = DecoderAttention(self.config, self.dtype, self.kind, keep, self.causal, name="attention")
         mixed, weights, first = attention(RMSNorm(eps, name="norm1")(x), first, shared)
         own = None if first is None else (*first, *(more or ()))
         x = constrain(x + mixed, "batch", "residual", None)
@@ -250,7 +248,8 @@ class Decoder(nn.Module):
         )
         slots, found = outs if self.compute.scan_layers else (tuple(o[0] for o in outs), [o[1] for o in outs])
         if cache is not None:
-            assert seen is not None and index is not None
+            assert seen is not None
+            assert index is not None
             k, v, *cross = slots if self.compute.scan_layers else zip(*slots, strict=True)
             fits = jnp.reshape(index + T <= cache.num_slots, (-1, 1, 1))
             x = jnp.where(fits, x, jnp.nan)

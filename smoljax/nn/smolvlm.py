@@ -274,9 +274,9 @@ def stored_params(config: SmolVLMConfig, kept: Weights) -> dict[str, Any]:
     return jax.eval_shape(stored, abstract_params(config))
 
 
-def shapes_of(params: Mapping[str, Any]) -> dict[str, Any]:
+def shapes_of(tree: Any) -> Any:
     """A tree of arrays, NumPy's or jax's, as `jax.ShapeDtypeStruct`s."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), dict(params))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def picture_params(config: SmolVLMConfig, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -91,9 +91,7 @@ def test_pooled_and_logits_by_hand(vlm, seen):
 def test_a_crossing_model_has_image_tokens_at_the_input_only(vlm, pictures):
     config, params = adapt(vlm.config, vlm.params, sharing=SharingConfig(image_attention="cross"))
     found = capture(
-        dataclasses.replace(
-            vlm, config=config, weights=jax.tree.map(jnp.asarray, params), stacked=None, shapes=None
-        ),
+        dataclasses.replace(vlm, config=config, weights=jax.tree.map(jnp.asarray, params), shapes=None),
         pictures,
         TEXTS,
     )

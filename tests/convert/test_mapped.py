@@ -67,11 +67,10 @@ def test_weights_of_several_dtypes_are_not_put_into_one_matrix(tmp_path):
     assert kept.dtype == np.float16
 
 
-def test_packed_weights_are_mapped_once_for_both_layouts(tiny_folder):
-    """Layers apart and stacked are the same memory: nothing is copied."""
+def test_packed_weights_are_mapped_and_not_copied(tiny_folder):
+    """Layers lie one behind the other, as in the file."""
     vlm = smoljax.load(tiny_folder)
-    stacked = vlm.stacked["decoder"]["layers"]["mlp"]["gate_up"]["kernel_t"]
-    place = stacked.unsafe_buffer_pointer()
+    place = vlm.packed["decoder"]["layers_0"]["mlp"]["gate_up"]["kernel_t"].unsafe_buffer_pointer()
     for i in range(vlm.config.text.num_layers):
         apart = vlm.packed["decoder"][f"layers_{i}"]["mlp"]["gate_up"]["kernel_t"]
         assert apart.unsafe_buffer_pointer() == place + i * apart.nbytes
