@@ -126,6 +126,25 @@ def test_attention_by_heads_is_attention(heads, kv_heads, masked):
     assert held < 0.8 * scores + 8 * q.nbytes
 
 
+@pytest.mark.parametrize("T", [64, 200, 256])
+def test_causal_attention_leaves_keys_out_without_a_difference(T):
+    """Blocks of 128 queries, the last one shorter; padding on the left; gradients too."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, T, n, 8)) for i, n in enumerate((6, 2, 2)))
+    valid = jnp.ones((2, T), bool).at[0, :7].set(False)
+    mask = att.causal_mask(valid, jnp.arange(T)[None])
+    weigh = jax.random.normal(jax.random.key(4), q.shape).at[0, :7].set(0)
+
+    def mixed(causal):
+        return jax.value_and_grad(
+            lambda *x: (att.attention_by_heads(*x, mask, causal) * weigh).sum(), (0, 1, 2)
+        )(q, k, v)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), mixed(True), mixed(False))
+    plain = att.attention(q, k, v, mask)[0]
+    shown = att.attention_by_heads(q, k, v, mask, True)
+    np.testing.assert_allclose(shown[:, 7:], plain[:, 7:], atol=2e-6)
+
+
 @pytest.mark.parametrize(("size", "patch"), [(8, 4), (11, 4), (384, 14)])
 def test_patchify_is_the_valid_convolution(size, patch):
     pixels, kernel = rand(2, 3, size, size), rand(5, 3, patch, patch)

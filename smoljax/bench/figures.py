@@ -1,6 +1,6 @@
 """What is measured, of whom, and what it should reach."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
@@ -20,6 +20,7 @@ class Figure:
         process from its start to the call's end; "peak": the most memory of a process that did the call. Figures of
         the last three that differ in this alone are read off the same processes.
       peer_what: the peer's arguments where they differ.
+      settings: what our process is started with beside its name; not for calls.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Figure:
     group: str = ""
     kind: Literal["call", "alone", "start", "peak"] = "call"
     peer_what: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def _decode(key: str, title: str, ours: str, peer: str, target: float | None, rows: int = 1) -> Figure:
@@ -59,13 +61,15 @@ def _whole(
     kind: Literal["start", "peak"], title: str, what: dict[str, Any], do: str, target: float, weights: str
 ) -> Figure:
     ours, peer = f"smoljax 256M {weights}", "transformers 256M float32"
-    return Figure(f"{kind}_{weights}", title, do, what, ours, peer, 0, target, kind, kind)
+    settings = {"lean": True} if kind == "peak" else {}  # as `smoljax generate --lean` loads it
+    key = f"{kind}_{weights}"
+    return Figure(key, title, do, what, ours, peer, 0, target, kind, kind, settings=settings)
 
 
-def _train(key: str, title: str, kind: Literal["alone", "peak"], target: float) -> Figure:
-    what = {"rows": 2, "words": 128, "steps": 4}
+def _train(key: str, title: str, kind: Literal["alone", "peak"], remat: str, target: float | None) -> Figure:
+    what, title = {"rows": 2, "words": 128, "steps": 4}, f'{title}, batch 2, float32, remat "{remat}"'
     ours, peer = "smoljax 256M training", "transformers 256M training"
-    return Figure(key, title, "step", what, ours, peer, 0, target, "train", kind)
+    return Figure(key, title, "step", what, ours, peer, 0, target, "train", kind, settings={"remat": remat})
 
 
 FIGURES: tuple[Figure, ...] = (
@@ -133,6 +137,8 @@ FIGURES: tuple[Figure, ...] = (
     _whole("start", "process start to first token", {"words": 100}, "first_token", 2.5, "float32"),
     _whole("peak", "peak memory of an answer, float32", {"words": 100, "new": 64}, "answer", 1.25, "float32"),
     _whole("peak", "peak memory of an answer, int8", {"words": 100, "new": 64}, "answer", 2.5, "int8"),
-    _train("train_step", "training step, batch 2, float32", "alone", 1.05),
-    _train("train_peak", "peak memory of training, batch 2, float32", "peak", 1.43),
+    _train("train_step", "training step", "alone", "dots", 1.05),
+    _train("train_peak_dots", "peak memory of training", "peak", "dots", None),
+    _train("train_step_full", "training step", "alone", "full", None),
+    _train("train_peak", "peak memory of training", "peak", "full", 1.43),
 )

@@ -93,13 +93,10 @@ def measure(
             if figure.kind != "call":
                 while running:  # what waits holds memory
                     running.popitem()[1].close()
-                ran = json.dumps([figure.ours, figure.peer, figure.do, figure.what])
+                ran = json.dumps([figure.ours, figure.settings, figure.peer, figure.do, figure.what])
                 if ran not in processes:
                     specs = [(name, *weights.spec(name)) for name in (figure.ours, figure.peer)]
-                    if (
-                        figure.kind == "peak" and figure.do == "answer"
-                    ):  # as `smoljax generate --lean` loads it
-                        specs[0][2]["lean"] = True
+                    specs[0][2].update(figure.settings)
                     processes[ran] = _run_processes(figure, specs, repeats, threads)
                 result["rows"].append(_compare_processes(figure, processes[ran]))
                 continue

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from smoljax.ops.norms import layer_norm, rms_norm
@@ -24,7 +25,7 @@ class Linear(nn.Module):
         """Maps the last axis from X to Y = `features`; kernel [X, Y], at first zero where `zero` says so, bias [Y]."""
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = checkpoint_name(jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)), "product")
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return y

@@ -11,8 +11,9 @@ import numpy as np
 from smoljax.config import ComputeConfig, Remat
 from smoljax.nn.by_layer import stand_in
 
-#: What layers name (`jax.ad_checkpoint.checkpoint_name`) for policies that keep some things and not others.
-KEPT = ("layer_input", "q", "k", "v", "attention_out")
+#: What layers name (`jax.ad_checkpoint.checkpoint_name`) for policies that keep some things and not others. "product" is
+#: the result of every `Linear`, "mixed" what attention by heads mixes, and what its scores are made again from.
+KEPT = ("layer_input", "q", "k", "v", "mixed", "attention_out")
 
 
 def apply_layers(
@@ -66,7 +67,7 @@ def apply_layers(
 def _policy(remat: Remat) -> Any:
     policies = jax.checkpoint_policies
     if remat == "dots":
-        return policies.dots_with_no_batch_dims_saveable
+        return policies.save_only_these_names("product", "mixed")
     if remat == "projections":
         return policies.save_only_these_names(*KEPT[1:])
     if remat == "offload":

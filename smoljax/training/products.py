@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from smoljax.nn.linear import Linear
 
@@ -50,7 +51,7 @@ def trained_products() -> Iterator[None]:
         (x,) = args
         dtype = jnp.dtype(module.dtype)
         kernel = module.get_variable("params", "kernel")
-        y = product(x.astype(dtype), kernel.astype(dtype))
+        y = checkpoint_name(product(x.astype(dtype), kernel.astype(dtype)), "product")
         if module.use_bias:
             y = y + module.get_variable("params", "bias").astype(dtype)
         return y
