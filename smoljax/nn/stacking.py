@@ -11,8 +11,8 @@ import numpy as np
 from smoljax.config import ComputeConfig, Remat
 from smoljax.nn.by_layer import stand_in
 
-#: What layers name (`jax.ad_checkpoint.checkpoint_name`) for policies that keep some things and not others. "product" is
-#: the result of every `Linear`, "mixed" what attention by heads mixes, and what its scores are made again from.
+#: What layers name (`jax.ad_checkpoint.checkpoint_name`) for policies that keep some things and not others. "mixed" is
+#: what attention by heads mixes, and what its scores are made again from. Every `Linear` names its "product".
 KEPT = ("layer_input", "q", "k", "v", "mixed", "attention_out")
 
 
