@@ -13,14 +13,10 @@ import jax
 from smoljax import hub
 from smoljax.config import CacheKind, PositionIds, SmolVLMConfig
 from smoljax.convert.checkpoint import Checkpoint
-from smoljax.convert.convert import kind_of, load_checkpoint, open_checkpoint, quantised
-from smoljax.convert.native import holds_packed, map_packed, verify
-from smoljax.convert.pages import Pages
+from smoljax.convert.convert import kind_of, open_checkpoint
+from smoljax.convert.weights import StoredWeights
 from smoljax.errors import SmoljaxError, UsageError
-from smoljax.nn.packed import pack
-from smoljax.nn.quantised import Quantisation
-from smoljax.nn.smolvlm import Weights, shapes_of
-from smoljax.nn.stacking import stack_layers, unstack_layers
+from smoljax.nn.smolvlm import Weights
 from smoljax.paths import compilation_cache
 from smoljax.processing.processor import Processor
 from smoljax.vlm import VLM
@@ -118,44 +114,10 @@ def load(
     if cache not in (None, *get_args(CacheKind)):
         raise UsageError(f"cache is {cache!r}; it must be one of {', '.join(get_args(CacheKind))}")
 
-    def read() -> Checkpoint:
-        wanted = "float32" if weights in get_args(Quantisation) else weights or dtype
-        found = load_checkpoint(path, wanted, resolve=resolve, quantised=True)
-        if found.quantised is not None and weights not in (None, found.quantised):
-            raise SmoljaxError(
-                f"{path}: its weights are {found.quantised}, which cannot be taken to {weights}"
-            )
-        rounds = weights in get_args(Quantisation) and found.quantised is None
-        return quantised(found, weights if rounds else None)  # type: ignore[arg-type]
-
-    def put(params: dict[str, Any]) -> dict[str, Any]:
-        # Aliasing keeps mapped weights where they are: no copy on a CPU.
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=True), params)
-
-    def placed() -> dict[str, Any]:
-        """The weights with their layers apart, or stacked with `scan_layers`."""
-        if not as_stored:
-            params = put(pack((checkpoint if checkpoint.params else read()).params))
-            found = stack_layers(params) if scan_layers else params
-        else:
-            verify(path)
-            pages = Pages(mapped, () if config.tie_embeddings else ("embedding/table", "embedding/rows"))
-            if lean:
-                vlm.hold = pages.only
-            else:
-                pages.all()
-            found = put(mapped if scan_layers else unstack_layers(mapped))
-        vlm.load_s = time.perf_counter() - started
-        return found
-
-    kind = kind_of(path)
-    later = background and kind == "native"
-    as_stored = kind == "native" and _laid_out(path, weights, dtype)
-    mapped = map_packed(path) if as_stored else {}
-    checkpoint = open_checkpoint(path) if later or as_stored else read()
+    stored = StoredWeights(path, dtype, weights, scan_layers, resolve)
+    checkpoint = stored.checkpoint
     processor = processor_of(checkpoint, path) if "tokenizer.json" in checkpoint.files else None
     config = checkpoint.config.with_compute(dtype=dtype, scan_layers=scan_layers, remat="none", cache=cache)
-    rounded = checkpoint.stored_dtype if checkpoint.stored_dtype in get_args(Quantisation) else None
     if position_ids is not None and config.vision is not None:
         config = dataclasses.replace(
             config, vision=dataclasses.replace(config.vision, position_ids=position_ids)
@@ -166,28 +128,28 @@ def load(
         processor=processor,
         name=str(model),
         # A native folder's notes were said when it was made.
-        notes=() if kind == "native" else checkpoint.notes,
+        notes=() if stored.native else checkpoint.notes,
         untrained=checkpoint.untrained,
         tile_batch=tile_batch,
-        lean=lean,
-        kept=weights or rounded or dtype,  # type: ignore[arg-type]
+        kept=stored.kept,
+        shapes=stored.shapes,
+        at_work=stored.hold if lean else None,
     )
-    if as_stored:
-        vlm.shapes = shapes_of(mapped if scan_layers else unstack_layers(mapped))
-    if later:
+
+    def place() -> dict[str, Any]:
+        if not lean:
+            stored.hold()
+        found = stored.place()
+        vlm.load_s = time.perf_counter() - started
+        return found
+
+    if background and stored.native:
         pool = ThreadPoolExecutor(1, "smoljax-load")
-        vlm.weights = pool.submit(placed)
+        vlm.weights = pool.submit(place)
         pool.shutdown(wait=False)
     else:
-        vlm.weights = placed()
+        vlm.weights = place()
     return vlm
-
-
-def _laid_out(path: Path, weights: Weights | None, dtype: str) -> bool:
-    """Whether a native folder holds its weights just as they are wanted for answering."""
-    stored = open_checkpoint(path).stored_dtype
-    wanted = (None, stored) if stored in get_args(Quantisation) else (stored,)
-    return holds_packed(path) and (weights in wanted if len(wanted) > 1 else (weights or dtype) in wanted)
 
 
 def load_processor(model: str | Path) -> Processor:

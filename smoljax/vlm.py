@@ -36,9 +36,7 @@ class VLM:
       tile_batch: see `Generator`.
       kept: how the weights are kept.
       shapes: of `weights`, where they are known before these are read.
-      lean: only the weights of the part that is at work are to be in memory (`smoljax.load(lean=True)`).
-      hold: keeps the mapped weights of the parts it is told in memory, and no others (`smoljax.load(lean=True)`); known
-        once they are read.
+      at_work: keeps the weights of the parts that it is told in memory, and no others (`load(lean=True)`); or None.
     """
 
     config: SmolVLMConfig
@@ -51,8 +49,7 @@ class VLM:
     tile_batch: int | None = None
     kept: Weights = "float32"
     shapes: dict[str, Any] | None = None
-    lean: bool = False
-    hold: Callable[..., None] | None = None
+    at_work: Callable[..., None] | None = None
     _plain: dict[str, Any] | None = field(default=None, init=False)
 
     def __repr__(self) -> str:
@@ -107,15 +104,6 @@ class VLM:
         processor = self.require_processor()
         found = (self.weights, processor.stop_ids, processor.pad_id, self.tile_batch, self.kept)
         return Generator(self.config, *found, self.shapes, self.at_work)
-
-    @property
-    def at_work(self) -> Callable[..., None] | None:
-        """Keeps the mapped weights of the parts that it is told alone in memory; None unless the model is `lean`."""
-        return self._keep if self.lean else None
-
-    def _keep(self, *parts: str) -> None:
-        if self.hold is not None:
-            self.hold(*parts)
 
     def require_processor(self) -> Processor:
         """The processor; raises SmoljaxError where the checkpoint came without a tokenizer."""

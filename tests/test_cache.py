@@ -126,6 +126,7 @@ def test_many_queries_at_once_read_what_few_read(tiny_config, tiny_params):
     )
 
 
+@pytest.mark.slow
 def test_image_tokens_read_by_cross_attention_are_rounded_too():
     tiny = presets.tiny()
     tiny = dataclasses.replace(tiny, sharing=SharingConfig(image_attention="cross")).with_compute(

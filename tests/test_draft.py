@@ -182,6 +182,7 @@ def test_a_loaded_model_answers_with_a_draft(tiny_folder):
         vlm.generate("What?", lookup=Lookup(), draft=Draft(layers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_cache")
 def test_the_command_guesses_ahead(tiny_folder):
     rest = ("generate", "-m", tiny_folder, "-p", "one two one two one", "--max-new-tokens", 10, "--json")

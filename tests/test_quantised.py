@@ -78,8 +78,7 @@ def test_rounding_moves_a_number_by_half_a_unit_at_most(kind, bound):
     assert (np.abs(back - kernel) <= bound * largest + 1e-6).all()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(("kind", "scanned"), [("int8", False), ("int4", True)])
 def test_a_quantised_model_is_the_model_of_its_rounded_weights(tiny_config, tiny_params, kind, scanned):
     """Against a plain model whose weights are what the rounded ones stand for."""
     rounded = quantise(tiny_params, kind)
@@ -161,7 +160,7 @@ def test_shapes_are_known_before_the_weights(tiny_config, tiny_params, kept):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_a_quantised_folder_is_written_and_answers(tiny_folder, tmp_path, capsys, kind):
     with pytest.raises(SystemExit) as end:
         main(["convert", str(tiny_folder), str(tmp_path / kind), "--quantize", kind, "--json"])

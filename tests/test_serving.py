@@ -148,6 +148,7 @@ def test_drawn_answers_do_not_depend_on_the_neighbours(generator):
     assert alone(generator, other) != alone(generator, drawn)
 
 
+@pytest.mark.slow
 def test_scanned_layers_serve_the_same(tiny_config, tiny_params, generator):
     scanned = Generator(tiny_config.with_compute(scan_layers=True), stack_layers(tiny_params), (STOP,), PAD)
     requests = many()[:3]
@@ -347,6 +348,7 @@ def picture(seed):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 60, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_generate(vlm):
     samples = [
         {"prompt": "What?", "images": [picture(0)]},

@@ -100,6 +100,7 @@ def test_a_crossing_model_has_image_tokens_at_the_input_only(vlm, pictures):
         capture(vlm, [], TEXTS)
 
 
+@pytest.mark.slow
 def test_forced_answers_are_right_exactly_where_greedy_decoding_is(vlm, batch):
     learned, right, loss = forced.forced_answers(vlm.config, vlm.params, batch)
     talks = forced.conversations(learned, right, loss, batch["segment_ids"], batch["branch_ids"])

@@ -148,6 +148,7 @@ def test_grounding_reads_boxes(tiny_vlm, scripted, monkeypatch):
         grounding(tiny_vlm, source_of([dataclasses.replace(record, boxes=())]), QUICK)
 
 
+@pytest.mark.slow
 def test_the_pointing_game_explains_the_model_s_own_answer(tiny_vlm):
     records = [Record(f"r{i}", (picture(i),), (), boxes=(Box("the cat", (0, 0, 16, 32)),)) for i in range(3)]
     config = dataclasses.replace(QUICK, pointing=2, split=False, max_new_tokens=4)

@@ -114,6 +114,7 @@ def test_a_checkpoint_goes_on_on_other_devices_and_meshes(
         np.testing.assert_allclose(first[name], second[name], atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_stops(colours, tmp_path):
     process = start(colours, tmp_path, 1, "steps=100000", "checkpoint.every=100000")
     deadline = time.monotonic() + 120
