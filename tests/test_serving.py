@@ -239,6 +239,24 @@ def test_the_tree_finds_the_longest_beginning_and_drops_the_oldest():
     assert tree.add([], told("s"), "large", 5) is None
 
 
+def test_a_long_prompt_is_read_while_others_are_answered(generator):
+    """A chunk a step: who is being answered waits for one chunk at most."""
+    engine = Engine(generator, 2, 512, stride=4, chunk=64)
+    first, long = (make_batch(0, 9, seed=1), 40, None), (make_batch(0, 250, seed=2), 5, None)
+    one = engine.submit(*first)
+    engine.step()
+    two = engine.submit(*long)
+    answers, brought = {}, []
+    while engine.busy:
+        updates = {update.id: update for update in engine.step()}
+        brought.append(tuple(len(updates[n].token_ids) if n in updates else 0 for n in (one, two)))
+        answers.update({n: update.answer.generation for n, update in updates.items() if update.answer})
+    assert brought[:3] == [(4, 0)] * 3
+    assert brought[3][0] == 4
+    assert brought[3][1] > 0
+    assert [answers[one], answers[two]] == alone(generator, [first, long])
+
+
 def test_compilations_do_not_grow_with_requests(generator):
     engine = Engine(generator, 3, 512, stride=4, chunk=64)
     serve(engine, many())

@@ -6,6 +6,8 @@ SPEC as JSON: model, a native folder; and what differs from `SETTINGS`.
 import json
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +32,16 @@ from smoljax.training.step import jit_step
 SETTINGS = {"scan_layers": True, "remat": "full", "chunk": 1024, "host_devices": 1, "fsdp": 1}
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A compiled step with its state: `one` does it and gives the loss when its work is done."""
+
+    one: Callable[[], float]
+    tokens: int
+    compile_s: float
+    temporary_bytes: int | None
+
+
 class TrainOurs:
     """The actions."""
 
@@ -41,6 +53,12 @@ class TrainOurs:
 
         Beside them `tokens` of a row, `compile_s` and `temporary_bytes` of the compiled step.
         """
+        made = self.prepare(rows, words, steps)
+        found = {name: getattr(made, name) for name in ("tokens", "compile_s", "temporary_bytes")}
+        return {**timed_steps(made.one, steps), **found}
+
+    def prepare(self, rows: int, words: int, steps: int = 100) -> Prepared:
+        """The step of a run of so many `steps`, on one batch of `rows` of a tile and `words` words."""
         spec, folder = self.spec, Path(self.spec["model"])
         scan, remat = spec["scan_layers"], spec["remat"]
         config = TrainConfig(
@@ -91,12 +109,8 @@ class TrainOurs:
             jax.block_until_ready(state)
             return float(found["loss"])
 
-        return {
-            **timed_steps(one, steps),
-            "tokens": arrays["input_ids"].shape[1],
-            "compile_s": compile_s,
-            "temporary_bytes": memory.temp_size_in_bytes if memory else None,
-        }
+        held = memory.temp_size_in_bytes if memory else None
+        return Prepared(one, arrays["input_ids"].shape[1], compile_s, held)
 
     def peak(self) -> dict[str, Any]:
         """Most memory so far."""

@@ -1,5 +1,6 @@
 """Reads prompts in chunks into a cache of their own, from where a kept beginning ends."""
 
+import collections.abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,9 @@ from smoljax.nn.by_layer import compile_by_layer
 CHUNKS = (32, 64, 128, 192, 256)
 #: Slots of the batch's cache, and of a prompt's while it is read.
 SPANS = (256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
+
+#: The reading of a prompt, a chunk at a time; what it returns: its cache, scores, and tokens that were there already.
+Chunks = collections.abc.Generator[None, None, tuple[Any, Any, int]]
 
 
 @dataclass
@@ -131,8 +135,8 @@ class Reader:
         self._prefixes, self._programs = prefixes, compiled
         self._chunks = (*(size for size in CHUNKS if size < chunk), chunk)
 
-    def read(self, params: Any, prompt: Prompt) -> tuple[Any, Any, int]:
-        """Reads a prompt of n tokens.
+    def read(self, params: Any, prompt: Prompt) -> Chunks:
+        """Reads a prompt of n tokens, and stops behind each chunk but the last.
 
         Returns:
           Its cache [1, S, …], the first n slots filled; the scores [1, V] behind its last token; and how many tokens
@@ -154,7 +158,9 @@ class Reader:
             function = partial(batch_programs.paste, config)
             cache = self._programs.compile("paste", sizes, function, args, donate=(0,))(*args)
         features, logits = self._features(prompt, start), None
-        for at, count in fed:
+        for number, (at, count) in enumerate(fed):
+            if number:
+                yield
             batch, features = self._chunk(prompt, at, count, features)
             args = (params, batch, cache)
             sizes = (slots, self._size(count), int("image_features" in batch))

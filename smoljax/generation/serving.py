@@ -15,7 +15,7 @@ from smoljax.generation.buckets import round_up
 from smoljax.generation.generator import Generator
 from smoljax.generation.options import Generation, Sampling
 from smoljax.generation.prefixes import PrefixCache
-from smoljax.generation.reading import SPANS, Compiler, Prompt, Reader, Stats, make_prompt
+from smoljax.generation.reading import SPANS, Chunks, Compiler, Prompt, Reader, Stats, make_prompt
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Engine:
         self._reader = Reader(generator, self.slots, chunk, self.prefixes, self._programs)
         self._queue: deque[_Request] = deque()
         self._seated: dict[int, _Request] = {}  # by row
+        self._reading: tuple[_Request, Chunks] | None = None  # whose prompt is being read
         self._state: batch_programs.Rows | None = None
         self._numbers = itertools.count()
         self._stop_ids = np.asarray(generator.stop_ids, np.int32)
@@ -105,12 +106,12 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
-        return len(self._queue)
+        return len(self._queue) + (self._reading is not None)
 
     @property
     def busy(self) -> bool:
         """Whether any request is waiting or being answered."""
-        return bool(self._queue or self._seated)
+        return bool(self.waiting or self._seated)
 
     def submit(
         self,
@@ -163,6 +164,8 @@ class Engine:
     def step(self) -> list[Update]:
         """Fills free rows from the queue, then takes all rows up to `stride` tokens further.
 
+        A prompt of several chunks is read one chunk a step while others are being answered.
+
         Returns:
           One `Update` for each request that has new tokens.
 
@@ -173,23 +176,45 @@ class Engine:
         new: dict[int, list[int]] = {}
         ended: list[Update] = []
         if (weights := self.generator.weights) is not self._read_by:
-            if self._seated:
+            if self._seated or self._reading:
                 raise SmoljaxError(
                     "the weights were replaced while answers were being made: finish them first"
                 )
             self._read_by = weights
             self.prefixes.clear()
-        while self._queue and len(self._seated) < self.rows:
-            row = next(row for row in range(self.rows) if row not in self._seated)
-            self._admit(self._queue.popleft(), row, new, ended)
+        while self.waiting and len(self._seated) < self.rows:
+            if not self._read_on(new, ended) and self._seated:
+                break
         if self._seated:
             self._decode(new, ended)
         running = [Update(request.id, new[request.id]) for request in self._seated.values()]
         return ended + running
 
-    def _admit(self, request: _Request, row: int, new: dict[int, list[int]], ended: list[Update]) -> None:
-        """Reads a prompt and gives it a row, with its first token."""
-        cache, logits, request.cached = self._reader.read(self._read_by, request.prompt)
+    def _read_on(self, new: dict[int, list[int]], ended: list[Update]) -> bool:
+        """Reads a chunk of the next prompt; with the last one the request gets a row, and that is True."""
+        request, chunks = self._reading or (self._queue[0], None)
+        if chunks is None:
+            chunks = self._reader.read(self._read_by, self._queue.popleft().prompt)
+        self._reading = None
+        try:
+            next(chunks)
+        except StopIteration as end:
+            cache, logits, request.cached = end.value
+            self._admit(request, cache, logits, new, ended)
+            return True
+        self._reading = request, chunks
+        return False
+
+    def _admit(
+        self,
+        request: _Request,
+        cache: Any,
+        logits: Any,
+        new: dict[int, list[int]],
+        ended: list[Update],
+    ) -> None:
+        """Gives a request whose prompt was read a row, with its first token."""
+        row = next(row for row in range(self.rows) if row not in self._seated)
         self._fit(len(request.prompt) + min(self.stride, request.limit))
         assert self._state is not None
         asked, vocabulary = request.sampling, self.generator.config.text.vocab_size
@@ -218,7 +243,7 @@ class Engine:
         )
         self._fit(0)
         assert self._state is not None
-        args = (self._read_by, self._state, np.int32(steps), np.bool_(bool(self._queue)), self._stop_ids)
+        args = (self._read_by, self._state, np.int32(steps), np.bool_(self.waiting > 0), self._stop_ids)
         function = partial(batch_programs.decode, self.generator.config, self.stride)
         sizes = (self.rows, self._state.cache.num_slots, self.stride)
         decode = self._programs.compile("decode", sizes, function, args, donate=(1,))
@@ -269,7 +294,7 @@ class Engine:
         sound = np.asarray(state.finite)
         if all(sound[row] for row in self._seated):
             return
-        self._state = None
+        self._state = self._reading = None
         self._seated.clear()
         self.prefixes.clear()
         raise SmoljaxError(
