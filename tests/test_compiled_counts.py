@@ -14,7 +14,8 @@ import pytest
 from smoljax import presets
 from smoljax.bench.prompts import picture_prompt, text_prompt
 from smoljax.generation.generator import Generator
-from smoljax.nn.smolvlm import stored_params
+from smoljax.nn.patch_encoder import PatchEncoder
+from smoljax.nn.smolvlm import abstract_params, stored_params
 
 KEPT = ("float32", "bfloat16", "int8", "int4")
 
@@ -139,3 +140,23 @@ def test_one_layer_is_compiled_for_what_runs_once():
         a_layer = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["decoder"]["layers_0"]))
         assert all(each.memory_analysis().temp_size_in_bytes < a_layer / 3 for each in program.programs)
     assert lines[1] < 1.1 * lines[0]
+
+
+def test_scores_are_not_kept_for_the_backward_pass():
+    """With remat "dots" a layer keeps what its `Linear`s give, and not the 50 MB of scores of a tile."""
+    config = presets.get("smolvlm-256m")
+    side, held = config.vision.image_size, []
+    for layers in (2, 4):
+        vision = dataclasses.replace(config.vision, num_layers=layers)
+        own = dataclasses.replace(config, vision=vision, text=dataclasses.replace(config.text, num_layers=1))
+        own = own.with_compute(scan_layers=True, remat="dots")
+        params = abstract_params(own)["vision"]
+
+        def loss(params, tile, own=own):
+            return PatchEncoder(own.vision, own.compute).apply({"params": params}, tile)[0].sum()
+
+        tile = jax.ShapeDtypeStruct((1, 3, side, side), "float32")
+        memory = jax.jit(jax.grad(loss)).lower(params, tile).compile().memory_analysis()
+        held.append(memory.temp_size_in_bytes)
+    kept = 4 * vision.num_patches * (7 * vision.hidden_size + vision.intermediate_size)
+    assert (held[1] - held[0]) / 2 < 1.3 * kept

@@ -42,20 +42,21 @@ def test_every_committed_comparison_passed():
     assert found["gguf"]["greedy_equal"]
 
 
-def drawn(name):
-    """What stands between the marks of a table of the speed page."""
-    from experiments.benchmarks.speed_page import PAGE
-
-    _, _, rest = PAGE.read_text().partition(f"<!-- {name}, written by ")
+def drawn(name, page=Path("docs/speed.md")):
+    """What stands between the marks of a table of a page."""
+    _, _, rest = (ROOT / page).read_text().partition(f"<!-- {name}, written by ")
     return rest.partition("\n")[2].partition(f"<!-- end of {name} -->")[0]
 
 
 def test_the_speed_page_is_drawn_from_its_results():
-    from experiments.benchmarks import quantised
-    from experiments.benchmarks.speed_page import RESULT, ROUNDED
+    from experiments.benchmarks import products, quantised
+    from experiments.benchmarks.speed_page import RESULT, ROUNDED, SINGLE, short
     from smoljax.bench.report import markdown
 
-    assert drawn("bench") == markdown(json.loads(RESULT.read_text()))
+    result = json.loads(RESULT.read_text())
+    assert drawn("bench") == markdown(result)
+    assert drawn("speed", Path("README.md")) == short(result) + "\n"
+    assert drawn("single products") == products.markdown(json.loads(SINGLE.read_text())) + "\n"
     rounded = json.loads(ROUNDED.read_text())
     assert [row["weights"] for row in rounded["weights"]] == list(quantised.WEIGHTS)
     assert [row["cache"] for row in rounded["cache"]] == list(quantised.CACHES)

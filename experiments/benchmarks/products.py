@@ -60,9 +60,10 @@ def weight_forms() -> list[Form]:
     for rows in (1, 8):
         x = random(rows, IN)
         last = over_layers(lambda x, w: dot(x, w, dtype=jnp.float32))
-        forms.append((f"{rows} rows, float32, outputs last", last, (x, *turned)))
+        name = f"{rows} row{'s' * (rows > 1)}, float32, outputs"
+        forms.append((f"{name} last", last, (x, *turned)))
         turn = over_layers(lambda x, w: dot(x, w, transposed=True, dtype=jnp.float32))
-        forms.append((f"{rows} rows, float32, outputs first", turn, (x, *first)))
+        forms.append((f"{name} first", turn, (x, *first)))
     x = random(1, IN)
     half = over_layers(lambda x, w: bfloat16_product(x, w, transposed=True))
     forms.append(("1 row in two parts, bfloat16, outputs first", half, (x, *halves)))

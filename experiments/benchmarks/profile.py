@@ -1,6 +1,6 @@
 """Where the time of a tile, a prompt or a training step goes on this machine, by XLA's own trace.
 
-    python -m experiments.benchmarks.profile tile|prefill|train [--remat dots] [--workdir FOLDER]
+    python -m experiments.benchmarks.profile tile|prefill|train [--scan] [--remat dots] [--workdir FOLDER]
 
 Operations are put together by what they are (a product is a `ynn_fusion` or a `dot`) and by how often they run: what
 runs once a layer are the large products, what runs once a head is attention's. Random weights of SmolVLM-256M's
@@ -27,9 +27,9 @@ from smoljax.generation.generator import Generator
 from smoljax.untrained import make_untrained
 
 
-def answering(folder: Path, what: str) -> Callable[[], Any]:
+def answering(folder: Path, what: str, scan: bool) -> Callable[[], Any]:
     """Encodes a tile, or reads 512 tokens."""
-    vlm = smoljax.load(folder)
+    vlm = smoljax.load(folder, scan_layers=scan)
     generator = Generator(vlm.config, vlm.weights, (), 0, kept=vlm.kept, shapes=vlm.shapes)
     config = vlm.config
     assert config.vision is not None
@@ -68,6 +68,9 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("tile", "prefill", "train"))
     parser.add_argument("--remat", default="dots", help="of the training step")
+    parser.add_argument(
+        "--scan", action="store_true", help="tile, prefill: layers by lax.scan, in one program"
+    )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--workdir", type=Path, help="where `smoljax bench --workdir` keeps the weights")
     parser.add_argument("--least", type=float, default=0.01, help="share below which a line is left out")
@@ -79,7 +82,7 @@ def main() -> None:
         if args.what == "train":
             run = TrainOurs({"model": str(folder), "remat": args.remat}).prepare(rows=2, words=128).one
         else:
-            run = answering(folder, args.what)
+            run = answering(folder, args.what, args.scan)
         rows = operations(run, args.repeats)
     total = sum(milliseconds for _, _, milliseconds in rows)
     print(f"{total:.0f} ms\n\n| operation | calls of each | ms | share |\n|---|---|---|---|")

@@ -81,10 +81,10 @@ def alone(colours, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_fifty_steps_on_several_hosts_are_those_of_one(colours, tmp_path, alone, count):
+def test_fifty_steps_on_four_hosts_are_those_of_one(colours, tmp_path, alone):
+    """Two are compared after one was lost, below."""
     workdir = tmp_path / "run"
-    for code, log in finish(start(colours, workdir, count, "steps=50", "checkpoint.every=25", "mesh.fsdp=4")):
+    for code, log in finish(start(colours, workdir, 4, "steps=50", "checkpoint.every=25", "mesh.fsdp=4")):
         assert code == 0, log
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
     assert (workdir / "model" / "smoljax.json").exists()
