@@ -133,12 +133,12 @@ def load(
         tile_batch=tile_batch,
         kept=stored.kept,
         shapes=stored.shapes,
-        at_work=stored.hold if lean else None,
+        at_work=stored.pages.only if lean else None,
     )
 
     def place() -> dict[str, Any]:
         if not lean:
-            stored.hold()
+            stored.pages.all()
         found = stored.place()
         vlm.load_s = time.perf_counter() - started
         return found

@@ -1,11 +1,15 @@
 """The Python face of the contract: load, generate, stream, batches, logits, other weights."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import smoljax
+from smoljax.convert.convert import convert
+from smoljax.convert.weights import StoredWeights
 from smoljax.errors import SmoljaxError, UsageError
 from smoljax.models import load, load_processor
 from smoljax.processing.testing import tiny_processor
@@ -117,3 +121,12 @@ def test_repr_is_a_line_and_the_processor_alone_loads(tiny_folder, vlm):
     assert "untrained" in repr(vlm)
     assert load_processor(tiny_folder).stop_ids == vlm.processor.stop_ids
     assert {"load", "SmolVLM", "Sampling"} <= set(dir(smoljax))
+
+
+def test_a_lean_model_does_not_keep_what_it_was_read_from(tiny_folder, tmp_path):
+    """Of a folder that is read and not mapped nothing but the weights on the device stays."""
+    convert(tiny_folder, tmp_path / "hf", "hf")
+    vlm = load(tmp_path / "hf", lean=True)
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is StoredWeights and one.path == tmp_path / "hf"]
+    assert vlm.generate("What?", max_new_tokens=4) == load(tiny_folder).generate("What?", max_new_tokens=4)

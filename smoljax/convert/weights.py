@@ -84,17 +84,12 @@ class StoredWeights:
         return _put(self._laid(self.mapped))
 
     @cached_property
-    def pages(self) -> Pages | None:
-        """Those of mapped weights."""
+    def pages(self) -> Pages:
+        """Those of mapped weights; none where the weights are read."""
         if self.mapped is None:
-            return None
+            return Pages({})
         tied = self.checkpoint.config.tie_embeddings
         return Pages(self.mapped, () if tied else ("embedding/table", "embedding/rows"))
-
-    def hold(self, *parts: str) -> None:
-        """Keeps the pages of these parts in memory and of no others; of all parts where none is named."""
-        if self.pages is not None:
-            self.pages.only(*parts) if parts else self.pages.all()
 
     def _laid(self, stacked: dict[str, Any]) -> dict[str, Any]:
         return stacked if self.scan_layers else unstack_layers(stacked)

@@ -222,10 +222,9 @@ class Decoder(nn.Module):
             seen = write(cache.valid, attention_mask, index)
             mask = causal_mask(seen, jnp.reshape(index, (-1, 1)) + jnp.arange(T)[None])
         mask, blocks, outside = self._images(mask, cache, segment_ids, is_image, memory, x)
-        # Nothing lies before the first token, nor are the slots behind the last one seen.
-        at_start = "attention" not in self.capture and (cache is None or cache.known_empty)
-        if cache is not None and at_start:
-            mask = mask[..., :T]
+        at_start = cache is None or cache.known_empty
+        if cache is not None and at_start and "attention" not in self.capture:
+            mask = mask[..., :T]  # no query sees the slots behind the prompt
         cos, sin = rope_tables(
             counted if positions is None else positions, self.config.head_dim, self.config.rope_theta
         )
