@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smoljax.bench.limits import matrix_gflops, memory_gb_s
+from smoljax.bench.limits import matrix_gflops, median_seconds, memory_gb_s
 from smoljax.nn.quantised import quantise
 from smoljax.ops.attention import attention, causal_mask
 from smoljax.ops.attention_by_heads import attention_by_heads
@@ -57,7 +55,7 @@ def weight_forms() -> list[Form]:
     rounded = [quantise({"kernel": matrix}, "int8") for matrix in turned]
     rounded_first = [{**one, "int8": jnp.asarray(one["int8"].T)} for one in rounded]
     forms: list[Form] = []
-    for rows in (1, 8):
+    for rows in (1, 2, 8):
         x = random(rows, IN)
         last = over_layers(lambda x, w: dot(x, w, dtype=jnp.float32))
         name = f"{rows} row{'s' * (rows > 1)}, float32, outputs"
@@ -120,14 +118,7 @@ def measure(repeats: int) -> dict[str, Any]:
     found: dict[str, float] = {}
     for forms in (weight_forms, attention_forms, head_forms):
         for name, function, args in forms():
-            run = jax.jit(function).lower(*args).compile()
-            jax.block_until_ready(run(*args))
-            seconds: list[float] = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                jax.block_until_ready(run(*args))
-                seconds.append(time.perf_counter() - started)
-            found[name] = round(1e3 * statistics.median(seconds), 2)
+            found[name] = round(1e3 * median_seconds(jax.jit(function), args, repeats), 2)
     limits = {"gflops": round(matrix_gflops()), "gb_s": round(memory_gb_s(), 1)}
     return {"cores": os.cpu_count(), "machine": platform.machine(), "limits": limits, "ms": found}
 
