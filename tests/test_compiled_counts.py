@@ -7,15 +7,21 @@ measured by `smoljax bench`.
 import dataclasses
 import functools
 import re
+from functools import partial
 
 import jax
+import numpy as np
 import pytest
 
 from smoljax import presets
 from smoljax.bench.prompts import picture_prompt, text_prompt
+from smoljax.generation import programs
 from smoljax.generation.generator import Generator
+from smoljax.generation.options import Sampling
+from smoljax.nn.by_layer import compile_by_layer
 from smoljax.nn.patch_encoder import PatchEncoder
 from smoljax.nn.smolvlm import abstract_params, stored_params
+from smoljax.ops.attention_by_heads import attention_by_heads
 
 KEPT = ("float32", "bfloat16", "int8", "int4")
 
@@ -140,6 +146,26 @@ def test_one_layer_is_compiled_for_what_runs_once():
         a_layer = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes["decoder"]["layers_0"]))
         assert all(each.memory_analysis().temp_size_in_bytes < a_layer / 3 for each in program.programs)
     assert lines[1] < 1.1 * lines[0]
+
+
+def test_a_prompt_leaves_out_the_keys_ahead_and_the_slots_behind():
+    """Of 512 queries in blocks of 128 the scores of 10 of 16 blocks are made, however long the answer may be."""
+    q, kv = (jax.ShapeDtypeStruct((1, 512, heads, 64), "float32") for heads in (9, 3))
+    mask = jax.ShapeDtypeStruct((1, 512, 512), "bool")
+    some, every = (
+        flops(jax.jit(partial(attention_by_heads, causal=causal)).lower(q, kv, kv, mask).compile())
+        for causal in (True, False)
+    )
+    assert 0.6 * every < some < 0.7 * every
+    config = presets.get("smollm2-135m")
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, num_layers=1))
+    batch = {"input_ids": np.zeros((1, 128), np.int32), "attention_mask": np.ones((1, 128), bool)}
+    controls, work = programs.make_controls(config, Sampling(), (), 0), []
+    for new in (16, 512):
+        prefill = partial(programs.prefill, config, False, False, new, 0)
+        made = compile_by_layer(prefill, "decoder", stored_params(config, "float32"), batch, controls)
+        work.append(flops(made.layer))
+    assert work[1] < 1.001 * work[0]
 
 
 def test_scores_are_not_kept_for_the_backward_pass():
